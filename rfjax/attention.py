@@ -1,0 +1,53 @@
+"""Scaled dot-product attention and the frame-level masks of the causal training forms.
+
+Masks are kept per frame, [query frames, key frames], True where a query may look; tokens of a frame share its row.
+"""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]; mask [N, M] bool or None. Softmax in float32.
+
+    A query that may look at nothing gets the mean of v, not NaN, so padded windows stay finite.
+    """
+    scores = jnp.einsum("bnak,bmak->banm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("banm,bmak->bnak", weights, v)
+
+
+def token_mask(frame_mask: Array, tokens: int) -> Array:
+    """[Fq, Fk] per frame → [Fq·T, Fk·T] per token."""
+    return einops.repeat(frame_mask, "q k -> (q s) (k t)", s=tokens, t=tokens)
+
+
+def block_causal_mask(frames: int, block_frames: int) -> np.ndarray:
+    """[F, F]: a frame sees every frame of its own block and of all earlier ones. Blocks of 2, 4 frames:
+
+    1 1 . .
+    1 1 . .
+    1 1 1 1
+    1 1 1 1
+    """
+    block = np.arange(frames) // block_frames
+    return block[:, None] >= block[None, :]
+
+
+def teacher_forcing_mask(frames: int, block_frames: int) -> np.ndarray:
+    """[2F, 2F] for the sequence [clean | noisy]. Blocks of 1, 2 frames (c clean, n noisy):
+
+           c0 c1 n0 n1
+        c0  1  .  .  .    clean block b sees clean blocks ≤ b
+        c1  1  1  .  .
+        n0  .  .  1  .    noisy block b sees clean blocks < b and itself
+        n1  1  .  .  1
+    """
+    block = np.arange(frames) // block_frames
+    own, earlier = block[:, None] == block[None, :], block[:, None] > block[None, :]
+    return np.block([[own | earlier, np.zeros_like(own)], [earlier, own]])

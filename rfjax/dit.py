@@ -1,0 +1,234 @@
+"""The video diffusion transformer of Wan 2.1 (arXiv 2503.20314): one network for teacher, student and critic.
+
+Bidirectional: no past, no mask. Block-causal and teacher-forcing training: a frame mask. Streaming: a `Past` of cached keys
+and values, read by a cache policy. Shapes: B batch, F latent frames, T tokens a frame, D width, A heads, K = D/A, L layers.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rfjax import attention, rope
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the network. 1.3B: dim 1536, ffn_dim 8960, num_heads 12, num_layers 30; 14B: 5120, 13824, 40, 40."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    text_dim: int
+    text_len: int
+    in_dim: int = 16
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+    dtype: str = "float32"  # of activations and matrix products; parameters stay float32
+    remat: bool = False  # recompute each layer in the backward pass
+
+    def __post_init__(self):
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"dim {self.dim} must split into {self.num_heads} heads of even size")
+        if self.patch_size[0] != 1:
+            raise ValueError("a patch spans one latent frame: patch_size[0] must be 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+class KV(NamedTuple):
+    """Keys (normalised, not rotated) and values of every layer, each [L, B, tokens, A, K]."""
+
+    k: Array
+    v: Array
+
+
+class Past(NamedTuple):
+    """What a cache policy lets a window see besides itself."""
+
+    kv: KV  # [L, B, P·T, A, K]
+    positions: Array  # [P] int32, latent frame positions, in the window's terms
+    valid: Array | None  # [P] bool; None when every frame is valid
+
+
+def timestep_embedding(t: Array, dim: int) -> Array:
+    """Sinusoid [cos | sin] of t [...] → [..., dim], float32, base 10000."""
+    half = dim // 2
+    angles = t.astype(jnp.float32)[..., None] * (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class Linear(nn.Dense):
+    """Dense whose initialisation keeps the variance of its input (Xavier)."""
+
+    kernel_init: Any = nn.initializers.xavier_uniform()
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the last axis, statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps) * scale).astype(x.dtype)
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """(x - mean) / std over the last axis, in float32, without learned scale."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+
+
+class TextKV(nn.Module):
+    """Cross-attention keys and values of one layer: they depend on the prompt only."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, _, text: Array) -> tuple[None, KV]:
+        c = self.config
+        k = RMSNorm(c.eps, name="norm_k")(Linear(c.dim, dtype=c.dtype, name="k")(text))
+        v = Linear(c.dim, dtype=c.dtype, name="v")(text)
+        return None, KV(*(einops.rearrange(a, "b m (a k) -> b m a k", a=c.num_heads) for a in (k, v)))
+
+
+class Scene(NamedTuple):
+    """What all layers share: modulation of each frame, rotations of window and past, and the token mask."""
+
+    e6: Array  # [B, F, 6, D]
+    window: rope.Rotation
+    past: rope.Rotation | None
+    mask: Array | None  # [F·T, (P + F)·T]
+
+
+class Block(nn.Module):
+    """Self-attention over [past | window], cross-attention to the text, MLP; all on x [B, F, T, D]."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x: Array, text_kv: KV, past: KV | None, scene: Scene) -> tuple[Array, KV]:
+        c = self.config
+        modulation = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(scene.e6 + modulation, 2, 0)[:, :, :, None]
+
+        y = (layer_norm(x, c.eps) * (1 + scale1) + shift1).astype(c.dtype)
+        y, kv = self.self_attention(y, past, scene)
+        x = x + (gate1 * y).astype(x.dtype)
+        x = x + self.cross_attention(nn.LayerNorm(epsilon=c.eps, dtype=c.dtype, name="norm3")(x), text_kv)
+        y = (layer_norm(x, c.eps) * (1 + scale2) + shift2).astype(c.dtype)
+        y = nn.gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y), approximate=True)
+        y = Linear(c.dim, dtype=c.dtype, name="ffn_out")(y)
+        return x + (gate2 * y).astype(x.dtype), kv
+
+    def self_attention(self, y: Array, past: KV | None, scene: Scene) -> tuple[Array, KV]:
+        c, shape = self.config, y.shape
+        y = einops.rearrange(y, "b f t d -> b (f t) d")
+        q = RMSNorm(c.eps, name="self_norm_q")(Linear(c.dim, dtype=c.dtype, name="self_q")(y))
+        k = RMSNorm(c.eps, name="self_norm_k")(Linear(c.dim, dtype=c.dtype, name="self_k")(y))
+        v = Linear(c.dim, dtype=c.dtype, name="self_v")(y)
+        q, k, v = (einops.rearrange(a, "b n (a k) -> b n a k", a=c.num_heads) for a in (q, k, v))
+        keys, values = rope.apply(k, scene.window), v
+        if past is not None:
+            keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
+            values = jnp.concatenate([past.v, values], 1)
+        y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask)
+        return Linear(c.dim, dtype=c.dtype, name="self_o")(y.reshape(*y.shape[:2], -1)).reshape(shape), KV(k, v)
+
+    def cross_attention(self, y: Array, text_kv: KV) -> Array:
+        c, shape = self.config, y.shape
+        y = einops.rearrange(y, "b f t d -> b (f t) d")
+        q = RMSNorm(c.eps, name="cross_norm_q")(Linear(c.dim, dtype=c.dtype, name="cross_q")(y))
+        q = einops.rearrange(q, "b n (a k) -> b n a k", a=c.num_heads)
+        y = attention.attend(q, text_kv.k, text_kv.v)
+        return Linear(c.dim, dtype=c.dtype, name="cross_o")(y.reshape(*y.shape[:2], -1)).reshape(shape)
+
+
+class DiT(nn.Module):
+    """`apply(params, x, t, text_kv, positions, past, mask) → (flow, kv)`, and `text_kv(context)` once a prompt."""
+
+    config: DiTConfig
+
+    def setup(self):
+        c = self.config
+        self.patch_embedding = Linear(c.dim, dtype=c.dtype)
+        self.time_in, self.time_out = Linear(c.dim), Linear(c.dim)
+        self.time_projection = Linear(6 * c.dim)
+        self.text_in, self.text_out = Linear(c.dim, dtype=c.dtype), Linear(c.dim, dtype=c.dtype)
+        scan = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers)
+        self.text_layers = nn.scan(TextKV, in_axes=nn.broadcast, **scan)(c)
+        block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+        self.blocks = nn.scan(block, in_axes=(0, 0, nn.broadcast), **scan)(c)
+        self.head_modulation = self.param("head_modulation", nn.initializers.normal(c.dim**-0.5), (2, c.dim))
+        self.head = nn.Dense(int(np.prod(c.patch_size)) * c.in_dim, kernel_init=nn.initializers.zeros)
+
+    def text_kv(self, context: Array) -> KV:
+        """Text keys and values of every layer from padded embeddings [B, text_len, text_dim]: k, v [L, B, text_len, A, K]."""
+        text = self.text_out(nn.gelu(self.text_in(context.astype(self.config.dtype)), approximate=True))
+        return self.text_layers(None, text)[1]
+
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        text_kv: KV,
+        positions: Array,
+        past: Past | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Array, KV]:
+        """Flow of a window of noisy frames.
+
+        Args:
+          x: [B, F, H, W, C] noisy latents.
+          t: [B, F] timesteps, 1000·σ; 0 means clean.
+          text_kv: from `text_kv`, [L, B, text_len, A, K].
+          positions: [F] int32 latent frame positions of the window. Only differences matter.
+          past: cached keys and values that the window may see.
+          mask: [F, F] bool, which frames of the window see which; None = all.
+
+        Returns:
+          The flow [B, F, H, W, C] in float32, and the window's own keys and values [L, B, F·T, A, K].
+        """
+        c = self.config
+        _, frames, height, width, _ = x.shape
+        rows, columns = height // c.patch_size[1], width // c.patch_size[2]
+        patches = "b f (h p) (w q) c -> b f (h w) (p q c)"
+        sizes = dict(p=c.patch_size[1], q=c.patch_size[2])
+        tokens = self.patch_embedding(einops.rearrange(x, patches, **sizes).astype(c.dtype))
+
+        e = self.time_out(nn.silu(self.time_in(timestep_embedding(t, c.freq_dim))))  # [B, F, D]
+        e6 = einops.rearrange(self.time_projection(nn.silu(e)), "b f (n d) -> b f n d", n=6)
+        scene = self._scene(e6, positions, rows, columns, past, mask)
+        tokens, kv = self.blocks(tokens, text_kv, past.kv if past else None, scene)
+
+        shift, scale = jnp.moveaxis(e[:, :, None] + self.head_modulation, 2, 0)[:, :, :, None]
+        out = self.head(layer_norm(tokens, c.eps) * (1 + scale) + shift)
+        unpatch = "b f (h w) (p q c) -> b f (h p) (w q) c"
+        return einops.rearrange(out, unpatch, h=rows, w=columns, **sizes).astype(jnp.float32), kv
+
+    def _scene(self, e6, positions, rows, columns, past, mask) -> Scene:
+        # Positions are taken relative to the window's first frame while they are still integers, so float32 angles are as
+        # exact at frame 1,000,000 as at frame 0.
+        head_dim, origin, frames = self.config.head_dim, positions[0], positions.shape[0]
+        window = rope.rotation(positions - origin, rows, columns, head_dim)
+        past_rotation = rope.rotation(past.positions - origin, rows, columns, head_dim) if past else None
+        if past is not None and (past.valid is not None or mask is not None):
+            valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
+            own = jnp.ones((frames, frames), bool) if mask is None else mask
+            mask = jnp.concatenate([jnp.broadcast_to(valid, (frames, valid.shape[0])), own], 1)
+        mask = None if mask is None else attention.token_mask(jnp.asarray(mask), rows * columns)
+        return Scene(e6, window, past_rotation, mask)

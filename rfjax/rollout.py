@@ -1,0 +1,314 @@
+"""Rolling Forcing and Self Forcing rollouts (arXiv 2509.25161, 2506.08009): one step, driven by a scan or for ever.
+
+A clip is blocks 0 … n-1 of f latent frames. Rolling window i holds blocks a … z, a = max(0, i-S+1), z = min(n-1, i); block b is
+at denoising step i - b, so noise rises along the window. One network call over the window gives x0 of every block; the oldest
+block leaves it finished and is run once more, clean, to write its keys and values in the cache. Self Forcing is the window of
+one block, denoised S times.
+
+Noise is by position: ε of (block b, step k) depends on the sample's key, b and k alone, so a stream, a scan, a resumed run and
+any split of the batch see the same.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from rfjax import cache as kv_cache
+from rfjax import flow
+from rfjax.dit import KV, DiT, Past
+
+ENDLESS = np.int32(2**30)  # a number of blocks that no stream reaches
+NoiseFn = Callable[[Array, Array], Array]  # (block, step) → [B, f, H, W, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """The few-step schedule and the memory of a stream."""
+
+    steps: tuple[int, ...] = (1000, 800, 600, 400, 200)  # before the shift
+    shift: float = 5.0
+    block_frames: int = 3
+    sink_blocks: int = 1
+    ring_blocks: int = 7
+    span_blocks: int = 7
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", tuple(self.steps))
+        if len(self.steps) + self.sink_blocks > self.span_blocks:
+            raise ValueError(f"{len(self.steps)} steps and {self.sink_blocks} sink blocks exceed the span {self.span_blocks}")
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.steps)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        return flow.few_step_timesteps(self.steps, self.shift)
+
+    @property
+    def cache(self) -> kv_cache.CacheConfig:
+        return kv_cache.CacheConfig(self.sink_blocks, self.ring_blocks, self.span_blocks)
+
+
+class Model(NamedTuple):
+    """A network bound to its weights and prompt; B is the batch of the prompt."""
+
+    dit: DiT
+    params: Any
+    text_kv: KV
+    config: RolloutConfig
+    policy: kv_cache.Policy = kv_cache.SINK_RING
+
+    def x0(self, x: Array, t: Array, positions: Array, past: Past | None, mask: Array | None = None) -> tuple[Array, KV]:
+        """x0 [B, F, H, W, C] and the window's keys and values, from x_t with one t a frame [F]."""
+        t = jnp.broadcast_to(t, x.shape[:2])
+        out, kv = self.dit.apply({"params": self.params}, x, t, self.text_kv, positions, past, mask)
+        return flow.x0_from_flow(x, out, t), kv
+
+
+def position_noise(keys: Array, frame_shape: tuple[int, ...]) -> NoiseFn:
+    """ε by position for samples with keys [B]; frame_shape = (f, H, W, C)."""
+
+    def noise(block, step):
+        def draw(key):
+            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, block), step), frame_shape)
+
+        return jax.vmap(draw)(keys)
+
+    return noise
+
+
+def array_noise(noise: Array) -> NoiseFn:
+    """ε from an explicit array [B, block, step, f, H, W, C]; blocks beyond its end repeat the last."""
+    return lambda block, step: noise[:, block, step]
+
+
+@struct.dataclass
+class RolloutState:
+    """All that a stream carries from block to block: constant in size however long it runs."""
+
+    window: Array  # [B, S, f, H, W, C] noisy blocks a … a+S-1 (rolling); [B, 0, …] (Self Forcing)
+    cache: kv_cache.KVCache
+    index: Array  # int32: rolling window i, or Self-Forcing block b
+
+
+def _frames(blocks: Array, block_frames: int) -> Array:
+    """First frames of blocks [M] → positions of all their frames [M·f]."""
+    return (blocks[:, None] * block_frames + jnp.arange(block_frames)).reshape(-1)
+
+
+def _flat(blocks: Array) -> Array:
+    """[B, M, f, H, W, C] → [B, M·f, H, W, C]."""
+    return blocks.reshape(blocks.shape[0], -1, *blocks.shape[3:])
+
+
+def clean_call(model: Model, cache: kv_cache.KVCache, block: Array, x0: Array, steady: bool) -> kv_cache.KVCache:
+    """Runs a finished block [B, f, H, W, C] alone at t = 0 and writes its keys and values."""
+    frames = model.config.block_frames
+    past = model.policy.read_clean(cache, block, frames, steady)
+    _, kv = model.x0(x0, jnp.zeros(frames), _frames(block[None], frames), past)
+    return model.policy.write(cache, block, kv)
+
+
+# Rolling Forcing
+
+
+def rolling_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
+    """An empty window and cache; frame_shape = (f, H, W, C)."""
+    return RolloutState(
+        window=jnp.zeros((batch, model.config.num_steps, *frame_shape)),
+        cache=_init_cache(model, batch, frame_shape),
+        index=jnp.int32(0),
+    )
+
+
+def _init_cache(model: Model, batch: int, frame_shape: tuple[int, ...]) -> kv_cache.KVCache:
+    c = model.dit.config
+    tokens = int(np.prod(frame_shape[:3])) // int(np.prod(c.patch_size))
+    return kv_cache.init(model.config.cache, c, batch, tokens)
+
+
+def window_call(
+    model: Model, cache: kv_cache.KVCache, window: Array, index: Array, num_blocks: Array, steady: bool
+) -> tuple[Array, Array, Array]:
+    """One network call over rolling window `index`.
+
+    Returns x0 [B, S, f, H, W, C], and of each of the S blocks its denoising step k [S] and whether it is in the clip [S].
+    In `steady` state all blocks are, and nothing is masked.
+    """
+    c = model.config
+    first = jnp.maximum(index - c.num_steps + 1, 0)
+    blocks = first + jnp.arange(c.num_steps)
+    step = jnp.clip(index - blocks, 0, c.num_steps - 1)
+    inside = (blocks <= index) & (blocks < num_blocks)
+    size = c.num_steps if steady else inside.sum()
+    past = model.policy.read_denoise(cache, first, size, c.block_frames, steady)
+    mask = None
+    if not steady:
+        own = jnp.repeat(inside, c.block_frames)
+        mask = jnp.broadcast_to(own, (own.size, own.size))
+    t = jnp.repeat(jnp.asarray(c.timesteps)[step], c.block_frames)
+    x0, _ = model.x0(_flat(window), t, _frames(blocks, c.block_frames), past, mask)
+    return x0.reshape(window.shape), step, inside
+
+
+def _enter(model: Model, state: RolloutState, noise: NoiseFn) -> Array:
+    """The window with block z = i as pure noise in its place."""
+    slot = jnp.minimum(state.index, model.config.num_steps - 1)
+    return state.window.at[:, slot].set(noise(state.index, jnp.int32(0)))
+
+
+def _renoise(model: Model, x0: Array, step: Array, first: Array, noise: NoiseFn) -> Array:
+    """Every block of the window one step down: x0 re-noised with fresh ε to t_{k+1} (the finished one to the last t, unused)."""
+    last = model.config.num_steps - 1
+    following = jnp.minimum(step + 1, last)
+    blocks = first + jnp.arange(last + 1)
+    epsilon = jnp.moveaxis(jax.vmap(noise)(blocks, following), 0, 1)
+    t = jnp.broadcast_to(jnp.asarray(model.config.timesteps)[following], x0.shape[:2])
+    return flow.add_noise(x0, epsilon, t)
+
+
+def _rolling_step(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
+) -> tuple[RolloutState, Array]:
+    c = model.config
+    first = jnp.maximum(state.index - c.num_steps + 1, 0)
+    x0, step, _ = window_call(model, state.cache, _enter(model, state, noise), state.index, num_blocks, steady)
+    window, finished = _renoise(model, x0, step, first, noise), x0[:, 0]
+
+    def finish(window, cache):
+        cache = clean_call(model, cache, first, finished, steady)
+        return jnp.roll(window, -1, axis=1), cache
+
+    if steady:
+        window, cache = finish(window, state.cache)
+    else:
+        done = state.index >= c.num_steps - 1
+        window, cache = jax.lax.cond(done, finish, lambda window, cache: (window, cache), window, state.cache)
+    return RolloutState(window, cache, state.index + 1), finished
+
+
+def rolling_step(model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState) -> tuple[RolloutState, Array]:
+    """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
+
+    Until window S-1 nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
+    between nothing is masked and no key is wasted.
+    """
+    c = model.config
+    steady = (state.index - c.num_steps + 1 >= c.span_blocks) & (state.index < num_blocks)
+    branch = functools.partial(_rolling_step, model, noise, num_blocks)
+    return jax.lax.cond(
+        steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state
+    )
+
+
+# Self Forcing
+
+
+def self_forcing_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
+    """An empty cache; nothing is under way between blocks."""
+    return RolloutState(jnp.zeros((batch, 0, *frame_shape)), _init_cache(model, batch, frame_shape), jnp.int32(0))
+
+
+def block_call(
+    model: Model, cache: kv_cache.KVCache, x: Array, block: Array, step: Array, steady: bool
+) -> Array:
+    """x0 of one block [B, f, H, W, C], all its frames at denoising step `step`."""
+    c = model.config
+    past = model.policy.read_denoise(cache, block, 1, c.block_frames, steady)
+    t = jnp.full((c.block_frames,), jnp.asarray(c.timesteps)[step])
+    return model.x0(x, t, _frames(block[None], c.block_frames), past)[0]
+
+
+def denoise_block(
+    model: Model, noise: NoiseFn, cache: kv_cache.KVCache, block: Array, last_step: Array, steady: bool
+) -> tuple[Array, Array]:
+    """Runs steps 0 … last_step on a block. Returns x0 and the input of the last step, both [B, f, H, W, C]."""
+    timesteps = jnp.asarray(model.config.timesteps)
+
+    def advance(step, x):
+        x0 = block_call(model, cache, x, block, step, steady)
+        return flow.add_noise(x0, noise(block, step + 1), jnp.broadcast_to(timesteps[step + 1], x.shape[:1]))
+
+    x = jax.lax.fori_loop(0, last_step, advance, noise(block, jnp.int32(0)))
+    return block_call(model, cache, x, block, last_step, steady), x
+
+
+def self_forcing_step(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+) -> tuple[RolloutState, Array]:
+    """Block b from noise to x0 in S calls, then its clean call. Returns the next state and the block [B, f, H, W, C]."""
+    del num_blocks  # a block never looks ahead, so the clip's end does not matter
+    c = model.config
+
+    def branch(cache, block, steady):
+        x0, _ = denoise_block(model, noise, cache, block, c.num_steps - 1, steady)
+        return clean_call(model, cache, block, x0, steady), x0
+
+    steady = state.index >= c.span_blocks
+    cache, x0 = jax.lax.cond(
+        steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state.cache, state.index
+    )
+    return state.replace(cache=cache, index=state.index + 1), x0
+
+
+# Drivers
+
+
+class Method(NamedTuple):
+    """A way to roll out: its first state, its step, and how many steps pass before the first block is finished."""
+
+    init: Callable[..., RolloutState]
+    step: Callable[..., tuple[RolloutState, Array]]
+    lead: Callable[[RolloutConfig], int]
+
+
+METHODS = {
+    "rolling": Method(rolling_init, rolling_step, lambda config: config.num_steps - 1),
+    "self_forcing": Method(self_forcing_init, self_forcing_step, lambda config: 0),
+}
+
+
+def rollout(model: Model, noise: NoiseFn, batch: int, num_blocks: int, frame_shape: tuple[int, ...], method: str) -> Array:
+    """A whole clip by `lax.scan`: [B, num_blocks·f, H, W, C]. frame_shape = (f, H, W, C)."""
+    how = METHODS[method]
+    lead = how.lead(model.config)
+
+    def step(state, _):
+        return how.step(model, noise, jnp.int32(num_blocks), state)
+
+    _, blocks = jax.lax.scan(step, how.init(model, batch, frame_shape), None, length=num_blocks + lead)
+    return _flat(jnp.moveaxis(blocks[lead:], 0, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("dit", "config", "policy", "method"), donate_argnames="state")
+def _stream_step(dit, config, policy, method, params, text_kv, keys, num_blocks, state):
+    model = Model(dit, params, text_kv, config, policy)
+    noise = position_noise(keys, state.window.shape[2:])
+    return METHODS[method].step(model, noise, num_blocks, state)
+
+
+def stream(
+    model: Model, keys: Array, frame_shape: tuple[int, ...], method: str = "rolling", num_blocks: int = ENDLESS
+) -> Iterator[Array]:
+    """Finished blocks [B, f, H, W, C], one by one; endless unless `num_blocks` says where the clip stops.
+
+    Every block comes from the same compiled step and the same constant-size state, so memory does not grow. `keys` [B] are
+    the samples' random keys. Blocks are dispatched asynchronously: nothing waits for the device until the caller looks.
+    """
+    how = METHODS[method]
+    state = how.init(model, keys.shape[0], frame_shape)
+    lead = how.lead(model.config)
+    for index in range(num_blocks + lead):
+        state, block = _stream_step(
+            model.dit, model.config, model.policy, method, model.params, model.text_kv, keys, np.int32(num_blocks), state
+        )
+        if index >= lead:
+            yield block
