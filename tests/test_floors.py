@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "errors",
-    "attention config flow rope shapes tree",
+    "attention config conv flow rope shapes tree",
     "cache dit text vae video",
     "checkpoint metrics rollout sharding",
     "convert data losses sampler state",
