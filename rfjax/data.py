@@ -1,0 +1,112 @@
+"""Data sets as grain pipelines: element i is a pure function of (seed, i), so a run resumes by its counters.
+
+    clips     the small world's videos, rendered on the fly          {"video", "caption"}
+    captions  the small world's captions                             {"caption"}
+    records   arrays kept in ArrayRecord shards (latents, …)         {"caption", whatever was written}
+
+A pipeline is a `grain.MapDataset` of batches: index it, or `iterate` it. Captions travel as strings, so that
+their encoder is chosen where they are used.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from flax import serialization
+
+from rfjax import shapes
+from rfjax.errors import UserError
+
+ENDLESS = 2**48  # elements of a generated data set
+LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
+SUFFIX = ".arrayrecord"
+
+
+def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
+    """Videos of the small world, every one of another scene, from a random frame on.
+
+    Returns:
+        grain.MapDataset of {"video": uint8 [batch_size, frames, size, size, 3], "caption": str [batch_size]}.
+    """
+    scene = functools.partial(_clip, frames=frames, seed=seed, world=world, split=split)
+    return grain.MapDataset.range(ENDLESS).map(scene).batch(batch_size)
+
+
+def _clip(index, frames, seed, world, split):
+    scene = shapes.sample_scene(index, seed, world, split)
+    start = int(np.random.default_rng((seed, index)).integers(LATEST_START))
+    return {"video": shapes.render(scene, start, frames), "caption": shapes.caption(scene)}
+
+
+def captions(batch_size, seed=0, world=shapes.WORLD, split="train"):
+    """Captions of the small world: grain.MapDataset of {"caption": str [batch_size]}."""
+
+    def element(index):
+        return {"caption": shapes.caption(shapes.sample_scene(index, seed, world, split))}
+
+    return grain.MapDataset.range(ENDLESS).map(element).batch(batch_size)
+
+
+def records(folder, batch_size, made_by, seed=0):
+    """Records written by `write_shard`, shuffled anew in every pass, for ever.
+
+    Args:
+        folder: where the shards lie.
+        made_by: the command that makes them, for the error message.
+
+    Returns:
+        grain.MapDataset of dicts of arrays [batch_size, …]; strings become one str array.
+
+    Raises:
+        UserError: no such folder, no records in it, or a damaged shard.
+    """
+    shards = sorted(str(path) for path in Path(folder).glob(f"*{SUFFIX}"))
+    if not shards:
+        raise UserError(f"there are no records in {folder}: make them with `{made_by}`")
+    try:
+        source = grain.sources.ArrayRecordDataSource(shards)
+        count = len(source)
+    except Exception as error:  # array_record raises bare RuntimeError or ValueError
+        raise UserError(f"a file in {folder} is damaged ({error}): delete it and run `{made_by}`") from error
+    if count < batch_size:
+        raise UserError(
+            f"{folder} holds {count} records, fewer than a batch of {batch_size}: run `{made_by}`"
+        )
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    return dataset.map(serialization.msgpack_restore).batch(batch_size)
+
+
+def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):
+    """Writes shard after shard, skipping those that are there: run again after a stop, it goes on.
+
+    Args:
+        folder: made if missing.
+        make: shard index → its records, an iterable of dicts of arrays and strings, alike in shapes.
+        shards: how many shards the folder shall hold.
+    """
+    for index in range(shards):
+        path = Path(folder) / f"{index:05d}{SUFFIX}"
+        if not path.exists():
+            write_shard(path, make(index))
+
+
+def write_shard(path, examples):
+    """Writes records to one file, which appears under its name only when complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+    for example in examples:
+        writer.write(serialization.msgpack_serialize(example))
+    writer.close()
+    os.replace(unfinished, path)
+
+
+def iterate(dataset, threads=2):
+    """MapDataset → iterator that reads ahead; its get_state() / set_state(state) resume it exactly."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,114 @@
+"""Pipelines against the pure functions below them: random access, resuming, round trips, atomic shards."""
+
+import itertools
+
+import grain
+import numpy as np
+import pytest
+
+from rfjax import data, shapes
+from rfjax.errors import UserError
+
+TINY = shapes.World(size=16)
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        np.testing.assert_array_equal(left[key], right[key])
+
+
+def example(number):
+    rng = np.random.default_rng(number)
+    return {
+        "latents": rng.standard_normal((2, 4, 4, 3)).astype(np.float16),
+        "trajectory": rng.standard_normal((5, 2, 1)).astype(np.float32),
+        "caption": f"clip {number}",
+    }
+
+
+def test_clips_are_the_world_and_randomly_accessible():
+    dataset = data.clips(frames=5, batch_size=3, seed=2, world=TINY)
+    batch = dataset[7]
+    assert batch["video"].shape == (3, 5, 16, 16, 3) and batch["video"].dtype == np.uint8
+    for row, index in enumerate(range(21, 24)):
+        scene = shapes.sample_scene(index, 2, TINY)
+        assert batch["caption"][row] == shapes.caption(scene)
+        starts = (shapes.render(scene, start, 5) for start in range(data.LATEST_START))
+        assert any((video == batch["video"][row]).all() for video in starts)
+    assert_same(batch, data.clips(5, 3, 2, TINY)[7])
+    assert (data.clips(5, 3, 3, TINY)[7]["video"] != batch["video"]).any()
+
+
+def test_captions_of_a_split():
+    batch = data.captions(batch_size=8, split="held_out")[3]
+    assert list(batch["caption"]) == shapes.prompts(32)[24:]
+
+
+def test_iterator_resumes_exactly():
+    dataset = data.clips(frames=2, batch_size=2, world=TINY)
+    iterator = data.iterate(dataset)
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    ahead = [next(iterator) for _ in range(2)]
+    resumed = data.iterate(dataset)
+    resumed.set_state(state)
+    for batch in ahead:
+        assert_same(batch, next(resumed))
+    assert_same(ahead[0], dataset[3])
+
+
+def test_records_round_trip_shuffled_by_the_seed(tmp_path):
+    data.write_shards(tmp_path, lambda shard: (example(4 * shard + i) for i in range(4)), shards=3)
+    dataset = data.records(tmp_path, batch_size=6, made_by="make", seed=1)
+    passes = [[dataset[2 * n], dataset[2 * n + 1]] for n in range(2)]
+    orders = [[name for batch in epoch for name in batch["caption"]] for epoch in passes]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(f"clip {i}" for i in range(12))
+    assert orders[0] != orders[1] and orders[0] != list(
+        data.records(tmp_path, 6, "make", seed=2)[0]["caption"]
+    )
+    batch = dataset[5]
+    for row, name in enumerate(batch["caption"]):
+        want = example(int(name.split()[1]))
+        assert batch["latents"].dtype == np.float16
+        np.testing.assert_array_equal(batch["latents"][row], want["latents"])
+        np.testing.assert_array_equal(batch["trajectory"][row], want["trajectory"])
+    assert_same(batch, data.records(tmp_path, 6, "make", seed=1)[5])
+
+
+def test_a_stopped_writer_leaves_no_shard_and_goes_on(tmp_path):
+    made = []
+
+    def make(shard, stop=False):
+        made.append(shard)
+        for number in range(2):
+            if stop and shard == 1 and number == 1:
+                raise KeyboardInterrupt
+            yield example(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        data.write_shards(tmp_path, lambda shard: make(shard, stop=True), 3)
+    assert len(list(tmp_path.glob("*.arrayrecord"))) == 1
+    data.write_shards(tmp_path, make, 3)
+    assert made == [0, 1, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{i}.arrayrecord" for i in range(3)]
+    assert len(list(itertools.islice(data.iterate(data.records(tmp_path, 2, "make")), 5))) == 5
+
+
+def test_missing_few_or_damaged_records_say_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="no records.*`python make.py`"):
+        data.records(tmp_path / "none", 2, made_by="python make.py")
+    data.write_shard(tmp_path / "00000.arrayrecord", [example(0)])
+    with pytest.raises(UserError, match="1 records.*python make.py"):
+        data.records(tmp_path, 2, made_by="python make.py")
+    whole = (tmp_path / "00000.arrayrecord").read_bytes()
+    (tmp_path / "00000.arrayrecord").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="python make.py"):
+        data.records(tmp_path, 1, made_by="python make.py")
+
+
+def test_pipelines_are_grain_map_datasets(tmp_path):
+    data.write_shard(tmp_path / "00000.arrayrecord", [example(0)])
+    for dataset in (data.clips(1, 1, world=TINY), data.captions(1), data.records(tmp_path, 1, "make")):
+        assert isinstance(dataset, grain.MapDataset)
