@@ -42,11 +42,11 @@ def block_causal_mask(frames: int, block_frames: int) -> np.ndarray:
 def teacher_forcing_mask(frames: int, block_frames: int) -> np.ndarray:
     """[2F, 2F] for the sequence [clean | noisy]. Blocks of 1, 2 frames (c clean, n noisy):
 
-           c0 c1 n0 n1
-        c0  1  .  .  .    clean block b sees clean blocks ≤ b
-        c1  1  1  .  .
-        n0  .  .  1  .    noisy block b sees clean blocks < b and itself
-        n1  1  .  .  1
+       c0 c1 n0 n1
+    c0  1  .  .  .    clean block b sees clean blocks ≤ b
+    c1  1  1  .  .
+    n0  .  .  1  .    noisy block b sees clean blocks < b and itself
+    n1  1  .  .  1
     """
     block = np.arange(frames) // block_frames
     own, earlier = block[:, None] == block[None, :], block[:, None] > block[None, :]

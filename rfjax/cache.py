@@ -33,7 +33,9 @@ class CacheConfig:
         if self.sink_blocks < 0 or self.span_blocks <= self.sink_blocks:
             raise ValueError(f"span_blocks {self.span_blocks} must exceed sink_blocks {self.sink_blocks} ≥ 0")
         if self.ring_blocks < self.span_blocks - 1:
-            raise ValueError(f"ring_blocks {self.ring_blocks} cannot hold the {self.span_blocks - 1} blocks that are read")
+            raise ValueError(
+                f"ring_blocks {self.ring_blocks} cannot hold the {self.span_blocks - 1} blocks that are read"
+            )
 
 
 @struct.dataclass
@@ -49,7 +51,11 @@ def init(config: CacheConfig, dit: DiTConfig, batch: int, block_tokens: int) -> 
     """An empty cache for blocks of `block_tokens` tokens."""
     slots = config.sink_blocks + config.ring_blocks
     shape = (dit.num_layers, batch, slots, block_tokens, dit.num_heads, dit.head_dim)
-    return KVCache(KV(jnp.zeros(shape, dit.dtype), jnp.zeros(shape, dit.dtype)), jnp.full((slots,), -1, jnp.int32), config)
+    return KVCache(
+        KV(jnp.zeros(shape, dit.dtype), jnp.zeros(shape, dit.dtype)),
+        jnp.full((slots,), -1, jnp.int32),
+        config,
+    )
 
 
 def _slot(config: CacheConfig, block: Array) -> Array:

@@ -124,7 +124,9 @@ class Block(nn.Module):
     def __call__(self, x: Array, text_kv: KV, past: KV | None, scene: Scene) -> tuple[Array, KV]:
         c = self.config
         modulation = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(scene.e6 + modulation, 2, 0)[:, :, :, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(scene.e6 + modulation, 2, 0)[
+            :, :, :, None
+        ]
 
         y = (layer_norm(x, c.eps) * (1 + scale1) + shift1).astype(c.dtype)
         y, kv = self.self_attention(y, past, scene)
@@ -147,7 +149,9 @@ class Block(nn.Module):
             keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
             values = jnp.concatenate([past.v, values], 1)
         y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask)
-        return Linear(c.dim, dtype=c.dtype, name="self_o")(y.reshape(*y.shape[:2], -1)).reshape(shape), KV(k, v)
+        return Linear(c.dim, dtype=c.dtype, name="self_o")(y.reshape(*y.shape[:2], -1)).reshape(shape), KV(
+            k, v
+        )
 
     def cross_attention(self, y: Array, text_kv: KV) -> Array:
         c, shape = self.config, y.shape

@@ -42,7 +42,9 @@ class RolloutConfig:
     def __post_init__(self):
         object.__setattr__(self, "steps", tuple(self.steps))
         if len(self.steps) + self.sink_blocks > self.span_blocks:
-            raise ValueError(f"{len(self.steps)} steps and {self.sink_blocks} sink blocks exceed the span {self.span_blocks}")
+            raise ValueError(
+                f"{len(self.steps)} steps and {self.sink_blocks} sink blocks exceed the span {self.span_blocks}"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -57,16 +59,19 @@ class RolloutConfig:
         return kv_cache.CacheConfig(self.sink_blocks, self.ring_blocks, self.span_blocks)
 
 
-class Model(NamedTuple):
-    """A network bound to its weights and prompt; B is the batch of the prompt."""
+@struct.dataclass
+class Model:
+    """A network bound to its weights and prompts, as a pytree."""
 
-    dit: DiT
+    dit: DiT = struct.field(pytree_node=False)
     params: Any
-    text_kv: KV
-    config: RolloutConfig
-    policy: kv_cache.Policy = kv_cache.SINK_RING
+    text_kv: KV  # [L, B, text_len, A, K]
+    config: RolloutConfig = struct.field(pytree_node=False)
+    policy: kv_cache.Policy = struct.field(pytree_node=False, default=kv_cache.SINK_RING)
 
-    def x0(self, x: Array, t: Array, positions: Array, past: Past | None, mask: Array | None = None) -> tuple[Array, KV]:
+    def x0(
+        self, x: Array, t: Array, positions: Array, past: Past | None, mask: Array | None = None
+    ) -> tuple[Array, KV]:
         """x0 [B, F, H, W, C] and the window's keys and values, from x_t with one t a frame [F]."""
         t = jnp.broadcast_to(t, x.shape[:2])
         out, kv = self.dit.apply({"params": self.params}, x, t, self.text_kv, positions, past, mask)
@@ -104,12 +109,14 @@ def _frames(blocks: Array, block_frames: int) -> Array:
     return (blocks[:, None] * block_frames + jnp.arange(block_frames)).reshape(-1)
 
 
-def _flat(blocks: Array) -> Array:
+def flat(blocks: Array) -> Array:
     """[B, M, f, H, W, C] → [B, M·f, H, W, C]."""
     return blocks.reshape(blocks.shape[0], -1, *blocks.shape[3:])
 
 
-def clean_call(model: Model, cache: kv_cache.KVCache, block: Array, x0: Array, steady: bool) -> kv_cache.KVCache:
+def clean_call(
+    model: Model, cache: kv_cache.KVCache, block: Array, x0: Array, steady: bool
+) -> kv_cache.KVCache:
     """Runs a finished block [B, f, H, W, C] alone at t = 0 and writes its keys and values."""
     frames = model.config.block_frames
     past = model.policy.read_clean(cache, block, frames, steady)
@@ -137,11 +144,10 @@ def _init_cache(model: Model, batch: int, frame_shape: tuple[int, ...]) -> kv_ca
 
 def window_call(
     model: Model, cache: kv_cache.KVCache, window: Array, index: Array, num_blocks: Array, steady: bool
-) -> tuple[Array, Array, Array]:
-    """One network call over rolling window `index`.
+) -> Array:
+    """One network call over rolling window `index` [B, S, f, H, W, C]. Returns x0, of the same shape.
 
-    Returns x0 [B, S, f, H, W, C], and of each of the S blocks its denoising step k [S] and whether it is in the clip [S].
-    In `steady` state all blocks are, and nothing is masked.
+    Near the ends of the clip the window holds fewer than S blocks, and the rest is masked; `steady` promises all S.
     """
     c = model.config
     first = jnp.maximum(index - c.num_steps + 1, 0)
@@ -155,55 +161,58 @@ def window_call(
         own = jnp.repeat(inside, c.block_frames)
         mask = jnp.broadcast_to(own, (own.size, own.size))
     t = jnp.repeat(jnp.asarray(c.timesteps)[step], c.block_frames)
-    x0, _ = model.x0(_flat(window), t, _frames(blocks, c.block_frames), past, mask)
-    return x0.reshape(window.shape), step, inside
+    x0, _ = model.x0(flat(window), t, _frames(blocks, c.block_frames), past, mask)
+    return x0.reshape(window.shape)
 
 
-def _enter(model: Model, state: RolloutState, noise: NoiseFn) -> Array:
-    """The window with block z = i as pure noise in its place."""
+def enter(model: Model, noise: NoiseFn, state: RolloutState) -> RolloutState:
+    """Block z = i comes into its place in the window as pure noise."""
     slot = jnp.minimum(state.index, model.config.num_steps - 1)
-    return state.window.at[:, slot].set(noise(state.index, jnp.int32(0)))
+    return state.replace(window=state.window.at[:, slot].set(noise(state.index, jnp.int32(0))))
 
 
-def _renoise(model: Model, x0: Array, step: Array, first: Array, noise: NoiseFn) -> Array:
-    """Every block of the window one step down: x0 re-noised with fresh ε to t_{k+1} (the finished one to the last t, unused)."""
+def _renoise(model: Model, noise: NoiseFn, x0: Array, index: Array) -> Array:
+    """Every block of window `index` one step down: x0 with fresh ε at t_{k+1} (the finished one at the last t, unused)."""
     last = model.config.num_steps - 1
-    following = jnp.minimum(step + 1, last)
-    blocks = first + jnp.arange(last + 1)
+    blocks = jnp.maximum(index - last, 0) + jnp.arange(last + 1)
+    following = jnp.clip(index - blocks + 1, 0, last)
     epsilon = jnp.moveaxis(jax.vmap(noise)(blocks, following), 0, 1)
     t = jnp.broadcast_to(jnp.asarray(model.config.timesteps)[following], x0.shape[:2])
     return flow.add_noise(x0, epsilon, t)
 
 
-def _rolling_step(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
-) -> tuple[RolloutState, Array]:
-    c = model.config
-    first = jnp.maximum(state.index - c.num_steps + 1, 0)
-    x0, step, _ = window_call(model, state.cache, _enter(model, state, noise), state.index, num_blocks, steady)
-    window, finished = _renoise(model, x0, step, first, noise), x0[:, 0]
+def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, steady: bool) -> RolloutState:
+    """After window i's call: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
+    last = model.config.num_steps - 1
+    window = _renoise(model, noise, x0, state.index)
 
     def finish(window, cache):
-        cache = clean_call(model, cache, first, finished, steady)
+        cache = clean_call(model, cache, jnp.maximum(state.index - last, 0), x0[:, 0], steady)
         return jnp.roll(window, -1, axis=1), cache
 
     if steady:
         window, cache = finish(window, state.cache)
     else:
-        done = state.index >= c.num_steps - 1
-        window, cache = jax.lax.cond(done, finish, lambda window, cache: (window, cache), window, state.cache)
-    return RolloutState(window, cache, state.index + 1), finished
+        window, cache = jax.lax.cond(state.index >= last, finish, lambda *same: same, window, state.cache)
+    return RolloutState(window, cache, state.index + 1)
 
 
-def rolling_step(model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState) -> tuple[RolloutState, Array]:
+def rolling_step(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+) -> tuple[RolloutState, Array]:
     """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
 
     Until window S-1 nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
     between nothing is masked and no key is wasted.
     """
-    c = model.config
-    steady = (state.index - c.num_steps + 1 >= c.span_blocks) & (state.index < num_blocks)
-    branch = functools.partial(_rolling_step, model, noise, num_blocks)
+
+    def branch(state, steady):
+        state = enter(model, noise, state)
+        x0 = window_call(model, state.cache, state.window, state.index, num_blocks, steady)
+        return leave(model, noise, state, x0, steady), x0[:, 0]
+
+    first = state.index - model.config.num_steps + 1
+    steady = (first >= model.config.span_blocks) & (state.index < num_blocks)
     return jax.lax.cond(
         steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state
     )
@@ -214,7 +223,9 @@ def rolling_step(model: Model, noise: NoiseFn, num_blocks: Array, state: Rollout
 
 def self_forcing_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
     """An empty cache; nothing is under way between blocks."""
-    return RolloutState(jnp.zeros((batch, 0, *frame_shape)), _init_cache(model, batch, frame_shape), jnp.int32(0))
+    return RolloutState(
+        jnp.zeros((batch, 0, *frame_shape)), _init_cache(model, batch, frame_shape), jnp.int32(0)
+    )
 
 
 def block_call(
@@ -254,7 +265,11 @@ def self_forcing_step(
 
     steady = state.index >= c.span_blocks
     cache, x0 = jax.lax.cond(
-        steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state.cache, state.index
+        steady,
+        functools.partial(branch, steady=True),
+        functools.partial(branch, steady=False),
+        state.cache,
+        state.index,
     )
     return state.replace(cache=cache, index=state.index + 1), x0
 
@@ -276,7 +291,9 @@ METHODS = {
 }
 
 
-def rollout(model: Model, noise: NoiseFn, batch: int, num_blocks: int, frame_shape: tuple[int, ...], method: str) -> Array:
+def rollout(
+    model: Model, noise: NoiseFn, batch: int, num_blocks: int, frame_shape: tuple[int, ...], method: str
+) -> Array:
     """A whole clip by `lax.scan`: [B, num_blocks·f, H, W, C]. frame_shape = (f, H, W, C)."""
     how = METHODS[method]
     lead = how.lead(model.config)
@@ -285,18 +302,23 @@ def rollout(model: Model, noise: NoiseFn, batch: int, num_blocks: int, frame_sha
         return how.step(model, noise, jnp.int32(num_blocks), state)
 
     _, blocks = jax.lax.scan(step, how.init(model, batch, frame_shape), None, length=num_blocks + lead)
-    return _flat(jnp.moveaxis(blocks[lead:], 0, 1))
+    return flat(jnp.moveaxis(blocks[lead:], 0, 1))
 
 
-@functools.partial(jax.jit, static_argnames=("dit", "config", "policy", "method"), donate_argnames="state")
-def _stream_step(dit, config, policy, method, params, text_kv, keys, num_blocks, state):
-    model = Model(dit, params, text_kv, config, policy)
-    noise = position_noise(keys, state.window.shape[2:])
-    return METHODS[method].step(model, noise, num_blocks, state)
+@functools.partial(jax.jit, static_argnames="method", donate_argnames="state")
+def stream_step(
+    model: Model, method: str, keys: Array, num_blocks: Array, state: RolloutState
+) -> tuple[RolloutState, Array]:
+    """One compiled step of a stream with noise by position; `state` is donated."""
+    return METHODS[method].step(model, position_noise(keys, state.window.shape[2:]), num_blocks, state)
 
 
 def stream(
-    model: Model, keys: Array, frame_shape: tuple[int, ...], method: str = "rolling", num_blocks: int = ENDLESS
+    model: Model,
+    keys: Array,
+    frame_shape: tuple[int, ...],
+    method: str = "rolling",
+    num_blocks: int = ENDLESS,
 ) -> Iterator[Array]:
     """Finished blocks [B, f, H, W, C], one by one; endless unless `num_blocks` says where the clip stops.
 
@@ -307,8 +329,6 @@ def stream(
     state = how.init(model, keys.shape[0], frame_shape)
     lead = how.lead(model.config)
     for index in range(num_blocks + lead):
-        state, block = _stream_step(
-            model.dit, model.config, model.policy, method, model.params, model.text_kv, keys, np.int32(num_blocks), state
-        )
+        state, block = stream_step(model, method, keys, np.int32(num_blocks), state)
         if index >= lead:
             yield block
