@@ -1,8 +1,7 @@
 """PyTorch checkpoints into rfjax parameters, by strict name tables.
 
 A table is a list of rules (regex on the whole torch name, path template, layout). Every torch name must match
-a rule, every parameter must be filled exactly once, and every shape must agree; anything else is an error that
-names it.
+a rule, every parameter must be filled exactly once, and every shape must agree; anything else is an error.
 """
 
 import re
@@ -16,7 +15,7 @@ from rfjax.tree import flatten, unflatten
 
 
 class Rule(NamedTuple):
-    """`path` may use the regex's groups (\\1). A group named `layer` stacks its matches into one array [L, …]."""
+    """`path` may use the regex's groups (\\1). A group named `layer` stacks all layers into [L, …]."""
 
     pattern: str
     path: str
@@ -47,6 +46,45 @@ def time_taps(x):
     """A convolution over time alone, [O, I, k, 1, 1] -> [k I, O], the taps side by side."""
     return x[..., 0, 0].transpose(2, 1, 0).reshape(-1, x.shape[0])
 
+
+def patch_kernel(x):
+    """The patch embedding's convolution [D, C, 1, p, q] -> [p q C, D], a linear map of flattened patches."""
+    return x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
+
+
+def unbatched(x):
+    """[1, n, D] -> [n, D]."""
+    return x.reshape(x.shape[1:])
+
+
+_LAYER = r"blocks\.(?P<layer>\d+)\."
+
+DIT_TABLE = [
+    Rule(r"patch_embedding\.weight", r"patch_embedding/kernel", patch_kernel),
+    Rule(r"patch_embedding\.bias", r"patch_embedding/bias", same),
+    Rule(r"(time|text)_embedding\.0\.weight", r"\1_in/kernel", kernel),
+    Rule(r"(time|text)_embedding\.0\.bias", r"\1_in/bias", same),
+    Rule(r"(time|text)_embedding\.2\.weight", r"\1_out/kernel", kernel),
+    Rule(r"(time|text)_embedding\.2\.bias", r"\1_out/bias", same),
+    Rule(r"time_projection\.1\.weight", r"time_projection/kernel", kernel),
+    Rule(r"time_projection\.1\.bias", r"time_projection/bias", same),
+    Rule(r"head\.head\.weight", r"head/kernel", kernel),
+    Rule(r"head\.head\.bias", r"head/bias", same),
+    Rule(r"head\.modulation", r"head_modulation", unbatched),
+    Rule(_LAYER + r"modulation", r"blocks/modulation", unbatched),
+    Rule(_LAYER + r"cross_attn\.(k|v)\.weight", r"text_layers/\2/kernel", kernel),
+    Rule(_LAYER + r"cross_attn\.(k|v)\.bias", r"text_layers/\2/bias", same),
+    Rule(_LAYER + r"cross_attn\.norm_k\.weight", r"text_layers/norm_k/scale", same),
+    Rule(_LAYER + r"(self|cross)_attn\.(q|k|v|o)\.weight", r"blocks/\2_\3/kernel", kernel),
+    Rule(_LAYER + r"(self|cross)_attn\.(q|k|v|o)\.bias", r"blocks/\2_\3/bias", same),
+    Rule(_LAYER + r"(self|cross)_attn\.norm_(q|k)\.weight", r"blocks/\2_norm_\3/scale", same),
+    Rule(_LAYER + r"norm3\.weight", r"blocks/norm3/scale", same),
+    Rule(_LAYER + r"norm3\.bias", r"blocks/norm3/bias", same),
+    Rule(_LAYER + r"ffn\.0\.weight", r"blocks/ffn_in/kernel", kernel),
+    Rule(_LAYER + r"ffn\.0\.bias", r"blocks/ffn_in/bias", same),
+    Rule(_LAYER + r"ffn\.2\.weight", r"blocks/ffn_out/kernel", kernel),
+    Rule(_LAYER + r"ffn\.2\.bias", r"blocks/ffn_out/bias", same),
+]
 
 _SIDE = r"(encoder|decoder)\."
 _BLOCK = _SIDE + r"(middle|downsamples|upsamples)\.(\d+)\."
@@ -90,26 +128,30 @@ WAN_LATENT_STATISTICS = {
 def from_torch(weights, table, like):
     """{torch name: array} -> nested parameters with the names and shapes of `like`.
 
-    `like` is a tree of anything with a shape, such as jax.eval_shape of `init`. Raises UserError for a name that
-    no rule or parameter expects, a missing one, one given twice, or a wrong shape.
+    `like` is a tree of anything with a shape, such as jax.eval_shape of `init`. Raises UserError for a name
+    that no rule or parameter expects, a missing one, one given twice, or a wrong shape.
     """
     found = defaultdict(dict)
     for name, array in weights.items():
-        rule, match = _rule_for(name, table)
-        layer = match.groupdict().get("layer")
-        path, layer = match.expand(rule.path), None if layer is None else int(layer)
+        path, layer, array = place(name, array, table)
         if layer in found[path]:
             raise UserError(f"two checkpoint weights map to {path}; the second is {name}.")
-        found[path][layer] = _laid_out(rule, name, array)
+        found[path][layer] = array
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
     _same_names(set(found), set(shapes))
     return unflatten({path: _assembled(path, found[path], shape) for path, shape in shapes.items()})
 
 
-def _rule_for(name, table):
+def place(name, array, table):
+    """Where one torch weight (or its gradient) goes: (path, layer or None, the array in our layout)."""
     for rule in table:
         if match := re.fullmatch(rule.pattern, name):
-            return rule, match
+            layer = match.groupdict().get("layer")
+            return (
+                match.expand(rule.path),
+                None if layer is None else int(layer),
+                _laid_out(rule, name, array),
+            )
     raise UserError(f"the checkpoint holds {name}, which this model does not know; is it for another model?")
 
 

@@ -4,7 +4,7 @@ Video [B, F, H, W, 3] in [-1, 1] <-> latents [B, f, h, w, z], channels last. Wit
 H = 8 h, W = 8 w and F = 1 + 4 (f - 1): latent frame 0 is one video frame, each later one is four.
 
 Every layer maps (x, past) -> (y, next past). `past` is what the layer remembers of earlier chunks, `None` at
-the start of a clip and `()` when it remembers nothing; the past of a network is the tuple of its layers' pasts.
+the start of a clip and `()` when it remembers nothing; a network's past is the tuple of its layers' pasts.
 Running a whole clip is the one-chunk case: parallel over time, the next past unused.
 """
 
@@ -228,8 +228,8 @@ class VAE(nn.Module):
         """The next chunk of a clip: raw latents [B, n, h, w, z] -> (video, state).
 
         With state None the clip starts and the chunk gives 1 + 4 (n - 1) frames; with the state that the
-        previous chunk returned it gives 4 n. Any chunking gives the frames of `decode`. The state is a pytree of
-        arrays whose shapes do not depend on n.
+        previous chunk returned it gives 4 n. Any chunking gives the frames of `decode`. The state is a
+        pytree of arrays whose shapes do not depend on n.
         """
         return self.decoder(self.conv2(latents), state)
 
