@@ -1,0 +1,71 @@
+"""What a run tells: metrics.jsonl (one object a line), tensorboard scalars, sample clips and contact sheets."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+
+from rfjax import video
+
+
+class Log:
+    """Writer of a run's metrics under `folder`. What an earlier run wrote from step `start` on is dropped."""
+
+    def __init__(self, folder: str | os.PathLike, start: int):
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
+        _keep_before(self.path, start)
+        self._lines = self.path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), purge_step=start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, and one tensorboard point for each value."""
+        self._lines.write(
+            json.dumps({"step": step} | {name: float(f"{v:.6g}") for name, v in values.items()}) + "\n"
+        )
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def clips(self, step: int, clips: np.ndarray, captions, fps: float) -> None:
+        """clips [N, F, H, W, 3] in [-1, 1] → samples/step_i.mp4 and .png, with their captions as tensorboard text."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        frames = to_uint8(clips)
+        for index, (clip, caption) in enumerate(zip(frames, captions, strict=True)):
+            for suffix in ("mp4", "png"):
+                path = folder / f"{step:06d}_{index}.{suffix}"
+                with video.open_writer(path, fps, clip.shape[1:3]) as writer:
+                    writer.write(clip)
+            self._board.add_text(f"sample_{index}", caption, step)
+            self._board.add_images(
+                f"sample_{index}", clip[:: max(1, len(clip) // 4)], step, dataformats="NHWC"
+            )
+
+    def close(self) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """[-1, 1] → uint8, rounded and clamped."""
+    return (np.clip(np.asarray(frames) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _keep_before(path: Path, start: int) -> None:
+    """Drop the lines of steps ≥ start, and a line that a stop cut in two."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < start:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text("".join(kept))
+    os.replace(unfinished, path)

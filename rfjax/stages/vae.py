@@ -1,0 +1,139 @@
+"""Stage `vae`: train the video VAE on clips of the small world, and measure its latents' statistics.
+
+Loss = mean |x̂ - x| + edge · mean |∇x̂ - ∇x| + kl · KL(q(z|x) ‖ N(0, 1)), z ~ q (arXiv 1312.6114), video in [-1, 1].
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rfjax import data as pipelines
+from rfjax import state as train
+from rfjax.config import build
+from rfjax.shapes import World
+from rfjax.vae import VAE, VAEConfig
+
+CLIPS = 64  # over which the latents' statistics are taken
+SHOWN = 4  # held-out clips in samples and in the evaluation
+EVALUATED_FRAMES = 21
+
+
+def init(config, key):
+    """TrainState of a fresh VAE."""
+    video = jnp.zeros((1, config.frames, config.world.size, config.world.size, 3))
+    params = _network(config).init(key, video)["params"]
+    return train.create(params, _optimizer(config)[0])
+
+
+def data(config):
+    """Batches {"video": uint8 [B, F, H, W, 3]}."""
+    return _clips(config, config.frames, config.batch_size, "train").map(
+        lambda batch: {"video": batch["video"]}
+    )
+
+
+def update(config):
+    """f(state, batch, step) → (state, metrics)."""
+    vae, (optimizer, options) = _network(config), _optimizer(config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step_once(state, batch, step):
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        objective = functools.partial(
+            loss, vae, video=to_float(batch["video"]), key=key, kl=config.kl, edge=config.edge
+        )
+        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        return train.apply_gradients(state, grads, optimizer, options), metrics
+
+    return step_once
+
+
+def loss(vae: VAE, params, video, key, kl: float, edge: float):
+    """video [B, F, H, W, 3] → (loss, metrics); weights of the KL and of the edges' error beside that of the pixels."""
+    variables = {"params": params}
+    mean, logvar = vae.apply(variables, video, method="encode")
+    latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    out = vae.apply(variables, latents, method="decode")
+    l1 = jnp.abs(out - video).mean()
+    edges = sum(jnp.abs(jnp.diff(out - video, axis=axis)).mean() for axis in (2, 3))
+    divergence = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+    total = l1 + edge * edges + kl * divergence
+    return total, {"loss": total, "l1": l1, "edge": edges, "kl": divergence, "psnr": psnr(out, video)}
+
+
+def psnr(out, video):
+    """Peak signal-to-noise ratio in dB of whole tensors in [-1, 1]."""
+    return -10 * jnp.log10(((jnp.clip(out, -1, 1) - video) ** 2).mean() / 4)
+
+
+def export(config):
+    """f(state) → {"vae": averaged parameters with their latents' statistics}."""
+    measure = latent_statistics(config)
+
+    def exported(state):
+        mean, std = measure(state.ema)
+        return {"vae": state.ema | {"latent_mean": mean, "latent_std": std}}
+
+    return exported
+
+
+def latent_statistics(config):
+    """f(params) → mean and standard deviation of each latent channel, both [z], over CLIPS training clips."""
+    vae = _network(config)
+    encode = jax.jit(lambda params, video: vae.apply({"params": params}, to_float(video), method="encode")[0])
+    batches = _clips(config, config.frames, config.batch_size, "train")
+
+    def measure(params):
+        latents = [encode(params, batches[i]["video"]) for i in range(-(-CLIPS // config.batch_size))]
+        channels = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in latents])
+        return channels.mean(0), channels.std(0)
+
+    return measure
+
+
+def sample(config):
+    """f(state, key) → held-out clips, original and reconstruction side by side [N, F, H, 2 W, 3], and their captions."""
+    reconstruct, held_out = _reconstruct(config), _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[0]
+
+    def samples(state, key):
+        del key
+        out = reconstruct(state.ema, held_out["video"])
+        return jnp.concatenate([to_float(held_out["video"]), out], 3), list(held_out["caption"])
+
+    return samples
+
+
+def evaluate(config):
+    """f(state) → {"held_out_psnr": dB} of the averaged parameters over clips that training never shows."""
+    reconstruct, held_out = (
+        _reconstruct(config),
+        _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[1]["video"],
+    )
+    return lambda state: {"held_out_psnr": float(psnr(reconstruct(state.ema, held_out), to_float(held_out)))}
+
+
+def to_float(video):
+    """uint8 → float32 in [-1, 1]."""
+    return jnp.asarray(video).astype(jnp.float32) / 127.5 - 1
+
+
+def _reconstruct(config):
+    vae = _network(config)
+    return jax.jit(lambda params, video: vae.apply({"params": params}, to_float(video))[0])
+
+
+def _network(config) -> VAE:
+    return VAE(build(VAEConfig, config, "vae"))
+
+
+def _optimizer(config):
+    options = build(train.OptimizerConfig, config, "optimizer")
+    return train.make_optimizer(options, config.steps), options
+
+
+def _clips(config, frames, batch_size, split):
+    return pipelines.clips(frames, batch_size, config.seed, build(World, config, "world"), split)

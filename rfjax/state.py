@@ -1,0 +1,126 @@
+"""Train state and optimiser: small pure functions over pytrees.
+
+`OptimizerConfig` → `make_optimizer` → an optax transformation; `create` → `TrainState`; `apply_gradients` → the next one.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from rfjax import tree
+from rfjax.errors import UserError
+
+KERNELS = r"(.*/)?kernel"  # weight matrices: what decays, and what Muon steps
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser, schedule and average of one network."""
+
+    learning_rate: float
+    name: str = "adamw"  # or "muon": orthogonalised momentum for kernels, AdamW for the rest
+    warmup: int = 0  # steps of linear rise
+    final: float = 1.0  # learning rate at the last step ÷ learning_rate, by a cosine; 1 is constant
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0  # of kernels
+    clip: float = 10.0  # greatest norm of the gradient
+    ema_decay: float = 0.999
+    ema_start: int = 0  # before this step the average is the parameters themselves
+
+    def __post_init__(self):
+        if self.name not in ("adamw", "muon"):
+            raise UserError(f"There is no optimiser {self.name!r}; use adamw or muon.")
+
+
+class TrainState(struct.PyTreeNode):
+    """All that one network's training carries from step to step."""
+
+    step: Array  # [] int32, updates done
+    params: Any
+    opt_state: Any
+    ema: Any  # average of params, same tree
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then a cosine from learning_rate to final · learning_rate at `steps`."""
+    rest = max(1, steps - config.warmup)
+    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup)
+    fall = optax.cosine_decay_schedule(config.learning_rate, rest, config.final)
+    return optax.join_schedules([lambda step: rise(step + 1), fall], [config.warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (arXiv 1711.05101) or Muon (2502.16982), whose kernels step with AdamW's RMS."""
+    schedule = make_schedule(config, steps)
+    if config.name == "adamw":
+        rule = optax.adamw(
+            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=kernel_mask
+        )
+    else:
+        rule = optax.contrib.muon(
+            schedule,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=kernel_mask,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule)
+
+
+def kernel_mask(params) -> Any:
+    """Tree of bool: which leaves are kernels. Leaves that the optimiser masks away stay masked."""
+    names = jax.tree_util.tree_map_with_path(lambda path, _: _name(path), params)
+    return jax.tree.map(lambda name: re.fullmatch(KERNELS, name) is not None, names)
+
+
+def muon_dimensions(params) -> Any:
+    """Which axes of each kernel make its matrix: in × out. A third axis counts layers, more are a convolution's."""
+
+    def dimensions(name: str, leaf) -> optax.contrib.MuonDimensionNumbers | None:
+        if re.fullmatch(KERNELS, name) is None:
+            return None
+        axes = tuple(range(leaf.ndim))
+        reduced = axes[:-1] if leaf.ndim > 3 else axes[-2:-1]
+        return optax.contrib.MuonDimensionNumbers(reduced, axes[-1:])
+
+    return tree.unflatten({name: dimensions(name, leaf) for name, leaf in tree.flatten(params).items()})
+
+
+def create(params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. The average is a copy, so that the whole state can be donated."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params),
+    )
+
+
+def apply_gradients(
+    state: TrainState, grads, optimizer: optax.GradientTransformation, config: OptimizerConfig
+) -> TrainState:
+    """The state after one optimiser step, its average included."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay(state.step, config)
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    return TrainState(state.step + 1, params, opt_state, ema)
+
+
+def ema_decay(step: Array, config: OptimizerConfig) -> Array:
+    """min(decay, (1 + n) / (10 + n)) n steps after ema_start, 0 before: a short memory while all still moves fast."""
+    n = (step - config.ema_start).astype(jnp.float32)
+    return jnp.where(n < 0, 0.0, jnp.minimum(config.ema_decay, (1 + n) / (10 + n)))
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
