@@ -83,13 +83,17 @@ class FrameConv(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / |x| · sqrt(C) · gamma over the last axis, statistics in float32."""
+    """x / |x| · sqrt(C) · gamma over the last axis, statistics in float32.
+
+    A zero vector stays zero and passes no gradient back; 1 / |x| there would overflow within a few layers.
+    """
 
     @nn.compact
     def __call__(self, x):
         gamma = self.param("gamma", nn.initializers.ones, (x.shape[-1],)).reshape((1,) * (x.ndim - 1) + (-1,))
         square = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
-        scale = lax.rsqrt(jnp.maximum(square / x.shape[-1], 1e-24))
+        square = square / x.shape[-1]
+        scale = jnp.where(square > 1e-24, lax.rsqrt(jnp.maximum(square, 1e-24)), 0)
         return x * scale.astype(x.dtype) * gamma
 
 

@@ -29,7 +29,7 @@ def same(x):
 
 def vector(x):
     """[C, 1, …] -> [C]."""
-    return x.reshape(-1)
+    return np.squeeze(x, tuple(range(1, x.ndim)))
 
 
 def kernel(x):
@@ -39,12 +39,12 @@ def kernel(x):
 
 def pointwise(x):
     """A convolution of window 1, [O, I, 1, …] -> [I, O]."""
-    return x.reshape(x.shape[:2]).T
+    return np.squeeze(x, tuple(range(2, x.ndim))).T
 
 
 def time_taps(x):
     """A convolution over time alone, [O, I, k, 1, 1] -> [k I, O], the taps side by side."""
-    return x[..., 0, 0].transpose(2, 1, 0).reshape(-1, x.shape[0])
+    return np.squeeze(x, (3, 4)).transpose(2, 1, 0).reshape(-1, x.shape[0])
 
 
 def patch_kernel(x):
