@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "errors",
     "attention config conv flow rope shapes tree",
-    "cache dit text vae video",
-    "checkpoint metrics rollout sharding",
+    "cache detect dit text vae video",
+    "checkpoint metrics rollout score sharding",
     "convert data losses sampler state",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
