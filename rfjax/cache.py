@@ -73,7 +73,7 @@ def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
 
 def _read(cache: KVCache, slots: Array, first_frames: Array, block_frames: int, valid: Array | None) -> Past:
     kv = jax.tree.map(lambda a: einops.rearrange(a[:, :, slots], "l b s n a k -> l b (s n) a k"), cache.kv)
-    positions = (first_frames[:, None] + jnp.arange(block_frames)).reshape(-1)
+    positions = (first_frames[:, None] + jnp.arange(block_frames)[None]).reshape(-1)
     return Past(kv, positions, None if valid is None else jnp.repeat(valid, block_frames))
 
 

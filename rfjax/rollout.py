@@ -106,7 +106,7 @@ class RolloutState:
 
 def _frames(blocks: Array, block_frames: int) -> Array:
     """First frames of blocks [M] → positions of all their frames [M·f]."""
-    return (blocks[:, None] * block_frames + jnp.arange(block_frames)).reshape(-1)
+    return (blocks[:, None] * block_frames + jnp.arange(block_frames)[None]).reshape(-1)
 
 
 def flat(blocks: Array) -> Array:

@@ -36,7 +36,8 @@ def rotation(positions: Array, height: int, width: int, head_dim: int) -> Rotati
     time, rows, columns = (_frequencies(size) for size in axis_sizes(head_dim))
     frames = positions.shape[0]
     angles = [
-        jnp.float32(1) * positions[:, None, None, None] * time.astype(np.float32),
+        jnp.asarray(positions, jnp.float32)[:, None, None, None]
+        * time.astype(np.float32).reshape(1, 1, 1, -1),
         (np.arange(height)[:, None] * rows).astype(np.float32)[None, :, None],
         (np.arange(width)[:, None] * columns).astype(np.float32)[None, None],
     ]
