@@ -1,0 +1,40 @@
+"""Compilation: keep compiled programs between runs, and tell how long compiling took."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+DEFAULT_FOLDER = "~/.cache/rfjax/jax"
+
+
+def keep_programs(folder: str | None = None) -> None:
+    """Keeps compiled programs in `folder`, else in $RFJAX_CACHE, else in ~/.cache/rfjax/jax; "" keeps none.
+
+    A folder that cannot be made costs only the time to compile again, so it is no error.
+    """
+    if folder is None:
+        folder = os.environ.get("RFJAX_CACHE", DEFAULT_FOLDER)
+    if not folder:
+        return
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"Compiled programs are not kept: {path}: {error.strerror}.")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def stopwatch() -> Callable[[], float]:
+    """A function that tells the seconds spent compiling, or loading kept programs, since this call."""
+    spent = [0.0]
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            spent[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: spent[0]

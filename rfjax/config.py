@@ -1,0 +1,55 @@
+"""Config files: Python files whose `get_config()` gives an `ml_collections.ConfigDict` of named sections.
+
+A section maps one to one on a frozen dataclass, so a misspelt field is an error that says which.
+"""
+
+import dataclasses
+import difflib
+import os
+import runpy
+from pathlib import Path
+from typing import TypeVar
+
+import ml_collections
+
+from rfjax.errors import UserError
+
+Section = TypeVar("Section")
+
+
+def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
+    """What `get_config()` of the file gives.
+
+    Raises:
+      UserError: no such file (says which there are), or a file that fails or gives something else.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        there = sorted(str(file) for file in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
+        near = difflib.get_close_matches(str(path), there, 3) or there
+        hint = f"did you mean {' or '.join(near)}?" if near else "give the path of a Python file."
+        raise UserError(f"There is no config {path}; {hint}")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"The config {path} fails with {type(error).__name__}: {error}.") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config() in {path} must return an ml_collections.ConfigDict.")
+    return config
+
+
+def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str) -> Section:
+    """The dataclass that section `name` of the config describes; UserError when it is missing or wrong."""
+    if name not in config:
+        raise UserError(f"The config has no section {name!r}; add `config.{name} = dict(…)`.")
+    fields = {field.name for field in dataclasses.fields(dataclass)}
+    for field in config[name]:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, 1) or [", ".join(sorted(fields))]
+            raise UserError(f"config.{name} has no field {field!r}; did you mean {near[0]}?")
+    try:
+        return dataclass(**config[name])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{name} is not valid: {error}.") from error
