@@ -1,10 +1,45 @@
-"""The small world, 64×64 at 16 frames a second: sizes of its networks, for sampling and for every training stage."""
+"""The small world, 64×64 at 16 frames a second: sizes of its networks, for sampling and for every training stage.
+
+python sample.py --prompt "a large red circle bouncing over a blue background" --seconds 60 --out clip.mp4
+"""
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    config.prompt = "a large red circle bouncing over a blue background"
+    config.weights = "shapes"
+    config.video = ConfigDict({"height": 64, "width": 64, "fps": 16})
     config.world = ConfigDict({"size": 64, "fps": 16, "objects": 1})
     config.vae = ConfigDict({"dim": 8, "z_dim": 16, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 1})
+    config.text = ConfigDict({"text_len": 16, "text_dim": 48})
+    config.dit = ConfigDict(
+        {
+            "dim": 192,
+            "ffn_dim": 768,
+            "num_heads": 3,
+            "num_layers": 6,
+            "in_dim": 16,
+            "freq_dim": 128,
+            "text_len": 16,
+            "text_dim": 48,
+        }
+    )
+    config.rollout = ConfigDict({"steps": (1000, 800, 600, 400, 200), "shift": 5.0, "block_frames": 3})
+    return config
+
+
+def training(stage: str, **settings) -> ConfigDict:
+    """The model's config with what every stage needs; `settings` are the stage's own."""
+    config = get_config()
+    config.stage = stage
+    config.seed = 0
+    config.log_every = 20
+    config.keep = 2
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
+    config.vae_weights = "runs/vae/vae.safetensors"
+    config.judged = 16  # held-out clips on which the detector judges a stage
+    for name, value in settings.items():
+        config[name] = ConfigDict(value) if isinstance(value, dict) else value
     return config

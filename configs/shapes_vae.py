@@ -19,7 +19,14 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.frames = 9
     config.optimizer = ConfigDict(
-        {"name": "adamw", "learning_rate": 2e-3, "warmup": 100, "final": 0.05, "clip": 1.0, "ema_decay": 0.995}
+        {
+            "name": "adamw",
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "final": 0.05,
+            "clip": 1.0,
+            "ema_decay": 0.995,
+        }
     )
     config.kl = 1e-3
     config.edge = 0.5

@@ -15,11 +15,14 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
     A query that may look at nothing gets the mean of v, not NaN, so padded windows stay finite.
     """
-    scores = jnp.einsum("bnak,bmak->banm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    scores = jnp.einsum("bank,bamk->banm", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("banm,bmak->bnak", weights, v)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    # Dividing [N, K] sums instead of [N, M] weights saves a pass over the scores.
+    sums = jnp.einsum("banm,bamk->bank", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes((sums / weights.sum(-1, keepdims=True)).astype(v.dtype), 1, 2)
 
 
 def token_mask(frame_mask: Array, tokens: int) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import vae
+from rfjax.stages import distill, latent, ode, teacher, vae
 
 
 class Stage(NamedTuple):
@@ -21,4 +21,11 @@ class Stage(NamedTuple):
 
 STAGES = {
     "vae": Stage(vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate),
+    "teacher": Stage(
+        teacher.init, teacher.data, teacher.update, latent.export, teacher.sample, teacher.evaluate
+    ),
+    "ode": Stage(ode.init, ode.data, ode.update, latent.export, ode.sample, ode.evaluate),
+    "distill": Stage(
+        distill.init, distill.data, distill.update, distill.export, distill.sample, distill.evaluate
+    ),
 }

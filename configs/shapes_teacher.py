@@ -1,0 +1,41 @@
+"""The small world's bidirectional teacher, first part: short clips (6 latent frames), where appearance is learnt cheaply.
+
+python -m rfjax.data latents --config configs/shapes_teacher.py
+python train.py --config configs/shapes_teacher.py --workdir runs/teacher
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
+
+
+def get_config() -> ConfigDict:
+    return training(
+        "teacher",
+        steps=6000,
+        batch_size=24,
+        frames=6,
+        init_from="",
+        shift=5.0,
+        weighted=False,
+        optimizer={
+            "name": "muon",
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "final": 0.1,
+            "clip": 1.0,
+            "ema_decay": 0.998,
+        },
+        guidance=2.0,
+        solver_steps=15,
+        save_every=1000,
+        data="data/latents",
+        made_by="python -m rfjax.data latents --config configs/shapes_teacher.py",
+        record_frames=21,
+        record_batch=8,
+        shard_records=128,
+        shards=24,
+    )

@@ -1,0 +1,36 @@
+"""The small world's bidirectional teacher, second part: clips of 21 latent frames (5 s), from the first part's weights.
+
+python train.py --config configs/shapes_teacher_long.py --workdir runs/teacher_long
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
+
+
+def get_config() -> ConfigDict:
+    return training(
+        "teacher",
+        steps=3000,
+        batch_size=8,
+        frames=21,
+        init_from="runs/teacher/dit.safetensors",
+        shift=5.0,
+        weighted=False,
+        optimizer={
+            "name": "muon",
+            "learning_rate": 1e-3,
+            "warmup": 100,
+            "final": 0.1,
+            "clip": 1.0,
+            "ema_decay": 0.998,
+        },
+        guidance=2.0,
+        solver_steps=15,
+        save_every=1000,
+        data="data/latents",
+        made_by="python -m rfjax.data latents --config configs/shapes_teacher.py",
+    )

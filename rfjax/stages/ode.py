@@ -1,0 +1,75 @@
+"""Stage `ode`: the causal student learns to predict the end of the teacher's trajectories (CausVid, arXiv 2412.07772, 4.3).
+
+Every block draws its own few-step level k; its input is the trajectory's point at t_k, under the block-causal mask.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rfjax import losses, rollout
+from rfjax import state as train
+from rfjax.stages import latent
+
+
+def init(config, key):
+    """TrainState from the teacher in config.init_from."""
+    return train.create(latent.start_params(config, key), latent.optimizer(config)[0])
+
+
+def data(config):
+    """Batches {"trajectory" [B, S + 1, F, h, w, C]: points at t_0 … t_{S-1} and the end; "context"}."""
+    return latent.records(config)
+
+
+def update(config):
+    """f(state, batch, step) → (state, metrics)."""
+    parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
+    block_frames, timesteps = parts.rollout.block_frames, jnp.asarray(parts.rollout.timesteps)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step_once(state, batch, step):
+        path = batch["trajectory"].astype(jnp.float32)
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        blocks = path.shape[2] // block_frames
+        level = jax.random.randint(key, (path.shape[0], blocks), 0, parts.rollout.num_steps)
+        level = jnp.repeat(level, block_frames, axis=1)  # [B, F]
+        x_t = jnp.take_along_axis(path, level[:, None, :, None, None, None], 1)[:, 0]
+
+        def objective(params):
+            return losses.ode_loss(
+                parts.dit, params, x_t, timesteps[level], path[:, -1], batch["context"], block_frames
+            )
+
+        loss, grads = jax.value_and_grad(objective)(state.params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return train.apply_gradients(state, grads, optimizer, options), metrics
+
+    return step_once
+
+
+def generate(config):
+    """f(state, context, key) → latents [B, F, h, w, C] rolled out by config.method."""
+    parts = latent.parts(config)
+
+    @jax.jit
+    def run(params, context, key):
+        text_kv = parts.dit.apply({"params": params}, context, method="text_kv")
+        model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
+        noise = rollout.position_noise(jax.random.split(key, context.shape[0]), parts.frame_shape)
+        blocks = config.frames // parts.rollout.block_frames
+        return rollout.rollout(model, noise, context.shape[0], blocks, parts.frame_shape, config.method)
+
+    return lambda state, context, key: run(state.ema, context, key)
+
+
+def sample(config):
+    """f(state, key) → clips of held-out captions."""
+    return latent.shown(config, generate(config))
+
+
+def evaluate(config):
+    """f(state) → {"right_shape": …, …} over config.frames."""
+    return latent.judged(config, generate(config))

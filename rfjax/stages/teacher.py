@@ -1,0 +1,81 @@
+"""Stage `teacher`: the bidirectional transformer, by flow matching on clips of latents (arXiv 2210.02747, 2503.20314).
+
+One noise level a clip, from the shifted training table. A tenth of the captions is dropped, for guidance.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rfjax import losses, teacher
+from rfjax import state as train
+from rfjax.stages import latent
+
+DROPPED = 0.1  # share of clips that learn without their caption
+
+
+def init(config, key):
+    """TrainState from settings.init_from or from nothing."""
+    return train.create(latent.start_params(config, key), latent.optimizer(config)[0])
+
+
+def data(config):
+    """Batches {"latents" [B, F, h, w, C], "context" [B, text_len, text_dim]}: the first config.frames of every record."""
+    return latent.records(config).map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
+
+
+def update(config):
+    """f(state, batch, step) → (state, metrics)."""
+    dit, (optimizer, options) = latent.parts(config).dit, latent.optimizer(config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step_once(state, batch, step):
+        x0, context = batch["latents"].astype(jnp.float32), batch["context"]
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
+        t, weight = losses.table_draw(jax.random.uniform(keys[0], x0.shape[:1]), config.shift)
+        keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
+        noise = jax.random.normal(keys[2], x0.shape)
+
+        def objective(params):
+            return losses.diffusion_loss(
+                dit, params, x0, jnp.where(keep, context, 0.0), t, noise, weight if config.weighted else None
+            )
+
+        loss, grads = jax.value_and_grad(objective)(state.params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return train.apply_gradients(state, grads, optimizer, options), metrics
+
+    return step_once
+
+
+def generate(config):
+    """f(state, context, key) → latents [B, F, h, w, C] by the guided sampler."""
+    parts = latent.parts(config)
+
+    @jax.jit
+    def run(params, context, key):
+        noise = jax.random.normal(key, (context.shape[0], config.frames, *parts.frame_shape[1:]))
+        return teacher.ode_trajectory(
+            parts.dit,
+            params,
+            noise,
+            context,
+            jnp.zeros_like(context),
+            config.guidance,
+            config.solver_steps,
+            config.shift,
+        )[-1]
+
+    return lambda state, context, key: run(state.ema, context, key)
+
+
+def sample(config):
+    """f(state, key) → clips of held-out captions."""
+    return latent.shown(config, generate(config))
+
+
+def evaluate(config):
+    """f(state) → {"right_shape": …, …}."""
+    return latent.judged(config, generate(config))
