@@ -2,7 +2,8 @@
 
     python -m rfjax.evaluate --ground_truth 256
 
-judges rendered clips instead of generated ones, crisp and then blurred and noisy: what the detector gets wrong.
+judges rendered clips instead of generated ones, crisp and then blurred and noisy: what the detector gets
+wrong by itself.
 """
 
 import argparse

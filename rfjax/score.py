@@ -55,21 +55,20 @@ def score(video, caption, fps=16):
 
 
 def _right(found, named, attributes):
-    """{attribute: whether it is right for every object}, under the assignment of objects that gets most right."""
+    """{attribute: is it right for every object?}, under the assignment of objects that gets most right."""
+    said = [name for name in attributes if any(getattr(one, name, None) for one in named.objects)]
 
     def judge(objects):
         pairs = list(zip(objects, named.objects, strict=True))
-        right = {
-            name: all(getattr(seen, name) == getattr(said, name) for seen, said in pairs)
-            for name in attributes
-            if name != "background" and any(getattr(said, name) for _, said in pairs)
+        return {
+            name: [getattr(one, name) in (None, getattr(seen, name)) for seen, one in pairs] for name in said
         }
-        hits = sum(getattr(seen, name) == getattr(said, name) for seen, said in pairs for name in right)
-        return hits, right | {"background": found.background == named.background}
 
-    return max(
-        (judge(order) for order in itertools.permutations(found.objects)), key=lambda judged: judged[0]
-    )[1]
+    judged = [judge(order) for order in itertools.permutations(found.objects)]
+    right = max(judged, key=lambda rows: sum(map(sum, rows.values())))
+    return {name: all(row) for name, row in right.items()} | {
+        "background": found.background == named.background
+    }
 
 
 def _drift(found, reference):

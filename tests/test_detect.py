@@ -108,6 +108,20 @@ def test_score_matches_two_objects_in_any_order():
     assert first == second and all(first.values())
 
 
+def test_score_judges_the_said_size_of_either_object():
+    scene = shapes.sample_scene(1, 5, TWO)
+    video = shapes.render(scene, 0, 80)
+    for said, wrong in [((True, False), False), ((False, True), False), ((True, False), True)]:
+        named = [
+            thing.name._replace(size=thing.name.size if keep else None)
+            for thing, keep in zip(scene.things, said, strict=True)
+        ]
+        if wrong:
+            named[0] = named[0]._replace(size=next(size for size in shapes.SIZES if size != named[0].size))
+        text = shapes.write_caption(shapes.Caption(tuple(named), scene.background))
+        assert score(video, text)["first"]["size"] != wrong
+
+
 def test_report_counts_and_averages():
     scores = ground_truth(4, 6, shapes.WORLD)
     scores[0]["first"]["shape"] = False
