@@ -1,7 +1,7 @@
 """Train one stage of a model: `python train.py --config configs/shapes_vae.py --workdir runs/vae`.
 
-A field of the config is changed by `--config.steps=100`. Started again with the same workdir, a run goes on bit for bit
-from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first.
+A field of the config is changed by `--config.steps=100`. Started again with the same workdir, a run goes on
+bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first.
 """
 
 import math
@@ -131,7 +131,11 @@ def parse(argv):
                 load(value if given else " ".join(argv[i + 1 : i + 2]))
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(
+            f"The config has no field {error}; see the config file for those there are."
+        ) from error
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
 
 

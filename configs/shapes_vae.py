@@ -15,21 +15,22 @@ def get_config() -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["get_config"]()
     config.stage = "vae"
     config.seed = 0
-    config.steps = 3000
+    config.steps = 1800
     config.batch_size = 4
     config.frames = 9
     config.optimizer = ConfigDict(
         {
-            "name": "adamw",
-            "learning_rate": 2e-3,
-            "warmup": 100,
+            "name": "muon",
+            "learning_rate": 6e-3,
+            "warmup": 50,
             "final": 0.05,
             "clip": 1.0,
             "ema_decay": 0.995,
         }
     )
-    config.kl = 1e-3
-    config.edge = 0.5
+    config.square = 2.0
+    config.edge = 0.2
+    config.kl = 1e-4
     config.log_every = 20
     config.save_every = 300
     config.keep = 2

@@ -1,7 +1,7 @@
-"""What a run keeps on disk: whole training states for resuming (orbax), bare parameters for use (safetensors).
+"""What a run keeps on disk: training states for resuming (orbax), bare parameters for use (safetensors).
 
-A training checkpoint holds the state, the data iterator's position, and a description of the state by which one of
-another stage or size is told from a damaged one. Both kinds appear under their name only when complete.
+A training checkpoint holds the state, the data iterator's position, and a description of the state, by which
+one of another stage or size is told from a damaged one. Both kinds get their name only when complete.
 """
 
 import os
@@ -28,7 +28,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The newest `keep` training checkpoints of one run, under `folder`, each named by its number of steps done."""
+    """The newest `keep` training checkpoints of one run, under `folder`, each named by the steps done."""
 
     def __init__(self, folder: str | os.PathLike, keep: int, stage: str):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
@@ -47,10 +47,10 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, like) -> Restored | None:
-        """The newest checkpoint that can be read, into the shapes, dtypes and shardings of `like`; None if there is none.
+        """The newest readable checkpoint, in the shapes, dtypes and shardings of `like`; None without one.
 
         Raises:
-            UserError: the checkpoint belongs to another stage or to a model of other sizes, or all are damaged.
+            UserError: the checkpoint is of another stage or of other sizes, or all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -63,7 +63,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # what a damaged file makes orbax raise is not one type
                 print(
-                    f"The checkpoint of step {step} is damaged ({type(error).__name__}); trying the one before."
+                    f"The checkpoint of step {step} is damaged ({type(error).__name__}); trying an older one."
                 )
         if steps:
             raise UserError(
@@ -85,8 +85,8 @@ class Checkpoints:
         if differing:
             name = differing[0]
             raise UserError(
-                f"{self.folder.parent} holds a run of other sizes or another optimiser: {name} is "
-                f"{about['leaves'].get(name, 'missing')} there and {here.get(name, 'missing')} by this config; "
+                f"{self.folder.parent} holds a run of other sizes or another optimiser: there, {name} is "
+                f"{about['leaves'].get(name, 'missing')}, by this config {here.get(name, 'missing')}; "
                 "use another --workdir."
             )
 
@@ -107,7 +107,7 @@ def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
 
 
 def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
-    """Parameters from a safetensors file, as the nested dict `like` (arrays or shapes) asks for, in its dtypes.
+    """Parameters from a safetensors file as the nested dict `like` (arrays or shapes) wants, in its dtypes.
 
     Raises:
         UserError: no such file, damaged, or its parameters are not those of `like`.
@@ -125,12 +125,14 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
     ):
         if names:
             raise UserError(
-                f"{path} {what} {len(names)} parameters, such as {min(names)}; it is not of this config's network."
+                f"{path} {what} {len(names)} parameters, such as {min(names)}: it is not of this network; "
+                "give the config it was trained with."
             )
     for name, leaf in wanted.items():
         if found[name].shape != leaf.shape:
             raise UserError(
-                f"{path}: {name} has shape {list(found[name].shape)}, but this config's network needs {list(leaf.shape)}."
+                f"{path}: {name} is {list(found[name].shape)}, but this network needs {list(leaf.shape)}; "
+                "give the config it was trained with."
             )
     return tree.unflatten({name: found[name].astype(leaf.dtype) for name, leaf in wanted.items()})
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl (one object a line), tensorboard scalars, sample clips and contact sheets."""
+"""What a run tells: metrics.jsonl (one object a line), tensorboard, sample clips and contact sheets."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Log:
             self._board.add_scalar(name, value, step)
 
     def clips(self, step: int, clips: np.ndarray, captions, fps: float) -> None:
-        """clips [N, F, H, W, 3] in [-1, 1] → samples/step_i.mp4 and .png, with their captions as tensorboard text."""
+        """clips [N, F, H, W, 3] in [-1, 1] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard."""
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         frames = to_uint8(clips)

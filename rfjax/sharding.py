@@ -13,8 +13,8 @@ from rfjax.errors import UserError
 
 AXES = ("data", "fsdp", "context")
 
-# Path of a leaf → mesh axes of its *last* dimensions; leading ones (layers, taps) stay whole. The optimiser's moments and
-# the average end in their parameter's path, so one table places the whole train state.
+# Path of a leaf → mesh axes of its *last* dimensions; leading ones (layers, taps) stay whole. The optimiser's
+# moments and the average end in their parameter's path, so one table places the whole train state.
 RULES = (
     (r"(.*/)?kernel", ("fsdp", None)),
     (r".*", ()),
@@ -36,8 +36,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     data = devices // inner if config.data == -1 else config.data
     if data * inner != devices:
         raise UserError(
-            f"The mesh {data}×{config.fsdp}×{config.context} (data, fsdp, context) needs {data * inner} devices, "
-            f"but there are {devices}; set config.mesh to match."
+            f"The mesh {data}×{config.fsdp}×{config.context} (data, fsdp, context) needs {data * inner} "
+            f"devices and there are {devices}; set config.mesh to match."
         )
     return jax.make_mesh((data, config.fsdp, config.context), AXES, (AxisType.Auto,) * len(AXES))
 

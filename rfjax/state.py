@@ -1,6 +1,6 @@
 """Train state and optimiser: small pure functions over pytrees.
 
-`OptimizerConfig` → `make_optimizer` → an optax transformation; `create` → `TrainState`; `apply_gradients` → the next one.
+`OptimizerConfig` → `make_optimizer` → an optax transformation; `create` → `TrainState` → `apply_gradients`.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv 1711.05101) or Muon (2502.16982), whose kernels step with AdamW's RMS."""
+    """Clipping by global norm, then AdamW (arXiv 1711.05101) or Muon with AdamW's step size (2502.16982)."""
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
         rule = optax.adamw(
@@ -83,7 +83,7 @@ def kernel_mask(params) -> Any:
 
 
 def muon_dimensions(params) -> Any:
-    """Which axes of each kernel make its matrix: in × out. A third axis counts layers, more are a convolution's."""
+    """Axes of each kernel that make its matrix, in × out. A third axis counts layers; more, a convolution."""
 
     def dimensions(name: str, leaf) -> optax.contrib.MuonDimensionNumbers | None:
         if re.fullmatch(KERNELS, name) is None:
@@ -117,7 +117,7 @@ def apply_gradients(
 
 
 def ema_decay(step: Array, config: OptimizerConfig) -> Array:
-    """min(decay, (1 + n) / (10 + n)) n steps after ema_start, 0 before: a short memory while all still moves fast."""
+    """min(decay, (1 + n) / (10 + n)) n steps after ema_start, 0 before: short memory while much changes."""
     n = (step - config.ema_start).astype(jnp.float32)
     return jnp.where(n < 0, 0.0, jnp.minimum(config.ema_decay, (1 + n) / (10 + n)))
 

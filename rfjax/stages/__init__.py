@@ -11,9 +11,7 @@ class Stage(NamedTuple):
 
     init: Callable[..., Any]  # (config, key) -> state; runs under jit
     data: Callable[..., Any]  # (config) -> grain.MapDataset of dicts of numeric arrays [B, …]
-    update: Callable[
-        ..., Any
-    ]  # (config) -> f(state, batch, step) -> (state, metrics); jitted, donates the state
+    update: Callable[..., Any]  # (config) -> f(state, batch, step) -> (state, metrics); donates the state
     export: Callable[..., Any]  # (config) -> f(state) -> {name: params}, written as name.safetensors
     sample: Callable[..., Any]  # (config) -> f(state, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
     evaluate: Callable[..., Any]  # (config) -> f(state) -> {name: float}

@@ -1,0 +1,9 @@
+"""Strict JAX: no silent promotion of ranks or dtypes. Compiled programs are kept: a second run is quick."""
+
+import jax
+
+from rfjax import compilation
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+compilation.keep_programs()
