@@ -1,0 +1,205 @@
+"""Text to video of any length, written while it is made.
+
+    python sample.py --prompt "a large red circle bouncing over a blue background" --seconds 60 --out clip.mp4
+
+An interrupted run leaves what it has as clip.partial.mp4, which plays.
+"""
+
+import argparse
+import contextlib
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from rfjax import compilation, config, sampler, video
+from rfjax.errors import UserError, exit_cleanly
+from rfjax.rollout import METHODS
+
+ROOT = Path(__file__).parent
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--prompt", action="append", default=[], help="what to show; may be given several times")
+    add("--prompts_file", metavar="FILE", help="text file with one prompt a line")
+    add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
+    add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
+    add(
+        "--out", default="clip.mp4", help="*.mp4, *.gif, or folder/ for PNG files; several clips are numbered"
+    )
+    add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
+    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
+    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
+    add(
+        "--weights",
+        metavar="DIR",
+        help="folder with dit.safetensors and vae.safetensors (default: config.weights)",
+    )
+    add(
+        "--method",
+        choices=sorted(METHODS),
+        default="rolling",
+        help="how clips are rolled out (default rolling)",
+    )
+    add("--seed", type=int, default=0, help="another seed gives other clips")
+    add(
+        "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
+    )
+    add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="where compiled programs are kept (default $RFJAX_CACHE or ~/.cache/rfjax/jax)",
+    )
+    return parser.parse_args(argv)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    if not (math.isfinite(args.seconds) and args.seconds > 0):
+        raise UserError(f"--seconds must be a positive number, not {args.seconds}.")
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples must be at least 1, not {args.num_samples}.")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed must lie between 0 and 2^32 - 1, not {args.seed}.")
+
+
+def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
+    """One prompt a clip, from the command line, then the file, else the default, each num_samples times."""
+    prompts = list(args.prompt)
+    if args.prompts_file:
+        try:
+            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Cannot read the prompts in {args.prompts_file}: {error}.") from error
+        prompts += [line for line in lines if line.strip()]
+        if not prompts:
+            raise UserError(f"{args.prompts_file} holds no prompt; write one a line.")
+    elif not prompts:
+        print(f'No --prompt given: showing "{default}".')
+        prompts = [default]
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError("A prompt is empty; say what to show, or leave --prompt out for an example.")
+    return [prompt for prompt in prompts for _ in range(args.num_samples)]
+
+
+def numbered(path: str, clips: int) -> list[str]:
+    """clip.mp4 → [clip.mp4], or for several clips [clip_0.mp4, clip_1.mp4, …]."""
+    if clips == 1:
+        return [path]
+    stem, suffix = os.path.splitext(path.rstrip("/"))
+    return [f"{stem}_{index}{suffix}{'/' * path.endswith('/')}" for index in range(clips)]
+
+
+@contextlib.contextmanager
+def latents_file(path: str | None):
+    """A list for latent blocks [B, n, h, w, C], saved under `path` in the end; None without a path."""
+    if path is None:
+        yield None
+        return
+    if not path.endswith(".npz") or not os.path.isdir(Path(path).parent):
+        raise UserError(f"--save_latents needs a name *.npz in a folder that exists, not {path}.")
+    temporary = path.removesuffix(".npz") + ".partial.npz"
+    try:
+        with open(temporary, "wb") as file:
+            blocks = []
+            yield blocks
+            np.savez(file, latents=np.concatenate(blocks, 1))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def open_clips(
+    args: argparse.Namespace, look: sampler.VideoConfig, clips: int, stack
+) -> list[list[video.Writer]]:
+    """The writers of each clip, opened before anything is computed so that a bad place shows at once."""
+    if args.contact_sheet and (not args.contact_sheet.endswith(".png") or args.contact_sheet == args.out):
+        raise UserError(f"--contact_sheet needs a name *.png of its own, not {args.contact_sheet}.")
+    names = [numbered(name, clips) for name in (args.out, args.contact_sheet) if name]
+    options = dict(fps=look.fps, size=(look.height, look.width), scale=args.scale, crf=args.crf)
+    return [
+        [stack.enter_context(video.open_writer(name, **options)) for name in clip]
+        for clip in zip(*names, strict=True)
+    ]
+
+
+def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total: int) -> tuple[float, float]:
+    """Writes uint8 blocks [B, n, H, W, 3] as they come, up to `total` frames of each clip.
+
+    Returns the seconds until the first frames were written, and the frames a second of each clip after them.
+    """
+    started, done, first = time.perf_counter(), 0, None
+    with tqdm(total=total, unit=" frames", disable=None) as bar:
+        for block in blocks:
+            block = block[:, : total - done]
+            for frames, writers in zip(block, clips, strict=True):
+                for writer in writers:
+                    writer.write(frames)
+            done += block.shape[1]
+            bar.update(block.shape[1])
+            if first is None:
+                first, at_first = time.perf_counter() - started, done
+                bar.set_postfix_str(f"the first after {first:.1f} s")
+    return first, (done - at_first) / max(time.perf_counter() - started - first, 1e-9)
+
+
+def stream(
+    args: argparse.Namespace, settings, prompts: list[str]
+) -> tuple[list[list[video.Writer]], float, float]:
+    """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
+    look = config.build(sampler.VideoConfig, settings, "video")
+    total = max(1, round(args.seconds * look.fps))
+    clips = []
+    try:
+        with contextlib.ExitStack() as stack:
+            clips += open_clips(args, look, len(prompts), stack)
+            collected = stack.enter_context(latents_file(args.save_latents))
+            model = sampler.load(settings, args.weights)
+            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method)
+            return clips, *produce(model.decode(tee(latents, collected)), clips, total)
+    except BaseException:
+        for writer in itertools.chain(*clips):
+            if writer.partial.exists():
+                seconds = float(writer.frames / writer.fps)
+                print(f"Stopped early; the first {seconds:.1f} s are in {writer.partial}", file=sys.stderr)
+        raise
+
+
+def tee(blocks: Iterable, collected: list | None) -> Iterator:
+    """The same blocks, also put in the list where there is one."""
+    for block in blocks:
+        if collected is not None:
+            collected.append(block)
+        yield block
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    check_numbers(args)
+    compilation.keep_programs(args.cache)
+    compile_seconds = compilation.stopwatch()
+    settings = config.load(args.config)
+    prompts = read_prompts(args, settings.prompt)
+    clips, first, rate = stream(args, settings, prompts)
+    for prompt, (clip, *_) in zip(prompts, clips, strict=True):
+        print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"')
+    compiling = compile_seconds()
+    print(
+        f"First frame after {first:.1f} s; {compiling:.1f} s went into compiling; then {rate:.1f} frames/s."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Config files and sections: what is wrong is named, and close names are offered."""
+
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from rfjax import config
+from rfjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    depth: int
+    width: int = 8
+
+    def __post_init__(self):
+        if self.width % 2:
+            raise ValueError("width must be even")
+
+
+def test_a_section_becomes_its_dataclass():
+    settings = ConfigDict({"net": {"depth": 3, "width": 4}})
+    assert config.build(Sizes, settings, "net") == Sizes(3, 4)
+
+
+@pytest.mark.parametrize(
+    "sections, says",
+    [
+        ({}, "no section 'net'"),
+        ({"net": {"depht": 3}}, "'depht'; did you mean depth"),
+        ({"net": {"width": 2}}, "depth"),
+        ({"net": {"depth": 1, "width": 3}}, "width must be even"),
+    ],
+)
+def test_a_bad_section_is_named(sections, says):
+    with pytest.raises(UserError, match=says):
+        config.build(Sizes, ConfigDict(sections), "net")
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("def get_config(): return 1", "must return"),
+        ("def get_config(:", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("raise RuntimeError('out of ideas')", "out of ideas"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, says):
+    (tmp_path / "tiny.py").write_text(text)
+    with pytest.raises(UserError, match=f"tiny.py.*{says}"):
+        config.load(tmp_path / "tiny.py")
+
+
+def test_a_misspelt_file_is_guessed(tmp_path):
+    (tmp_path / "shapes.py").write_text("")
+    with pytest.raises(UserError, match=r"did you mean .*/shapes\.py"):
+        config.load(tmp_path / "shape.py")
+    with pytest.raises(UserError, match="There is no config"):
+        config.load(tmp_path / "missing" / "shapes.py")
