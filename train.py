@@ -131,12 +131,12 @@ def parse(argv):
                 load(value if given else " ".join(argv[i + 1 : i + 2]))
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:
-        raise UserError(
-            f"The config has no field {error}; see the config file for those there are."
-        ) from error
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        cause = error
+        while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps what it caught
+            cause = cause.args[0]
+        said = " ".join(str(cause.args[0] if cause.args else cause).split())
+        raise UserError(f"A flag is wrong: {said}") from error
 
 
 def main(_) -> None:

@@ -10,29 +10,25 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
+
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["get_config"]()
-    config.stage = "vae"
-    config.seed = 0
-    config.steps = 1800
-    config.batch_size = 4
-    config.frames = 9
-    config.optimizer = ConfigDict(
-        {
+    return training(
+        "vae",
+        steps=1800,
+        batch_size=4,
+        frames=9,
+        optimizer={
             "name": "muon",
             "learning_rate": 6e-3,
             "warmup": 50,
             "final": 0.05,
             "clip": 1.0,
             "ema_decay": 0.995,
-        }
+        },
+        square=2.0,
+        edge=0.2,
+        kl=1e-4,
+        save_every=300,
     )
-    config.square = 2.0
-    config.edge = 0.2
-    config.kl = 1e-4
-    config.log_every = 20
-    config.save_every = 300
-    config.keep = 2
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
-    return config

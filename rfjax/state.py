@@ -109,7 +109,8 @@ def apply_gradients(
     state: TrainState, grads, optimizer: optax.GradientTransformation, config: OptimizerConfig
 ) -> TrainState:
     """The state after one optimiser step, its average included."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)

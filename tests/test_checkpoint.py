@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfjax import checkpoint, sharding, state
+from rfjax.errors import UserError
+
+OPTIONS = {
+    "adamw": state.OptimizerConfig(0.1, weight_decay=0.5, warmup=2, final=0.1, ema_decay=0.9),
+    "muon": state.OptimizerConfig(0.1, name="muon", weight_decay=0.5, clip=1e6),
+}
+
+
+def params(width=3):
+    key = jax.random.key(0)
+    return {
+        "layers": {"kernel": jax.random.normal(key, (2, 4, width)), "bias": jnp.ones((2, width))},
+        "conv": {"kernel": jax.random.normal(key, (3, 3, 3, 2, width))},
+    }
+
+
+def fresh(width=3):
+    return state.create(params(width), state.make_optimizer(OPTIONS["adamw"], 10))
+
+
+def one_update(options, grads):
+    optimizer = state.make_optimizer(options, 10)
+    now = state.create(params(), optimizer)
+    after = state.apply_gradients(now, grads, optimizer, options)
+    return jax.tree.map(lambda new, old: np.asarray(new - old), after.params, now.params)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_training_checkpoint_returns_every_bit_and_keeps_the_newest(tmp_path):
+    kept = checkpoint.Checkpoints(tmp_path, 2, "vae")
+    assert kept.restore(fresh()) is None
+    for step in (1, 2, 3):
+        kept.save(step, fresh().replace(step=jnp.int32(step)), {"next_index": step})
+    found = checkpoint.Checkpoints(tmp_path, 2, "vae").restore(jax.eval_shape(fresh))
+    assert (found.step, found.data) == (3, {"next_index": 3})
+    equal(found.state, fresh().replace(step=jnp.int32(3)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize("part", ["state", "data", "about"])
+def test_damaged_newest_checkpoint_falls_back(tmp_path, part, capsys):
+    kept = checkpoint.Checkpoints(tmp_path, 2, "vae")
+    for step in (1, 2):
+        kept.save(step, fresh(), {"next_index": step})
+    for file in (tmp_path / "2" / part).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    kept = checkpoint.Checkpoints(tmp_path, 2, "vae")
+    assert kept.restore(fresh()).step == 1
+    assert "step 2 is damaged" in capsys.readouterr().out
+    kept.save(2, fresh(), {"next_index": 2})
+    assert kept.restore(fresh()).step == 2
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    checkpoint.Checkpoints(tmp_path, 2, "vae").save(1, fresh(), None)
+    with pytest.raises(UserError, match="stage 'vae', not 'teacher'"):
+        checkpoint.Checkpoints(tmp_path, 2, "teacher").restore(fresh())
+    with pytest.raises(UserError, match=r"other sizes.*float32\[3, 3, 3, 2, 3\].*float32\[3, 3, 3, 2, 5\]"):
+        checkpoint.Checkpoints(tmp_path, 2, "vae").restore(fresh(5))
+
+
+def test_params_file_round_trip_and_its_errors(tmp_path):
+    path = tmp_path / "net.safetensors"
+    checkpoint.save_params(path, params())
+    equal(checkpoint.load_params(path, jax.eval_shape(params)), params())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    extra = params() | {"new": {"kernel": jnp.ones(1)}}
+    missing = {"conv": params()["conv"]}
+    for like, words in (
+        (extra, "lacks 1"),
+        (missing, "unknown 2"),
+        (params(5), r"is \[2, 4, 3\], .* needs \[2, 4, 5\]"),
+    ):
+        with pytest.raises(UserError, match=words):
+            checkpoint.load_params(path, like)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load_params(path, params())
+    with pytest.raises(UserError, match="There is no parameter file"):
+        checkpoint.load_params(tmp_path / "none.safetensors", params())
+
+
+def test_schedule_rises_then_falls_to_its_end():
+    schedule = state.make_schedule(state.OptimizerConfig(0.1, warmup=4, final=0.2), 14)
+    rates = [float(schedule(step)) for step in (0, 3, 4, 9, 14)]
+    np.testing.assert_allclose(rates, [0.025, 0.1, 0.1, 0.06, 0.02], rtol=1e-5)
+
+
+def test_ema_follows_its_recurrence():
+    options = state.OptimizerConfig(0.1, ema_decay=0.5, ema_start=1)
+    optimizer = state.make_optimizer(options, 10)
+    now = state.create({"kernel": jnp.ones((2, 2))}, optimizer)
+    average = np.ones((2, 2))
+    for decay in (0.0, 1 / 10, 2 / 11):  # parameters themselves before ema_start
+        now = state.apply_gradients(now, {"kernel": jnp.ones((2, 2))}, optimizer, options)
+        average = decay * average + (1 - decay) * np.asarray(now.params["kernel"])
+        np.testing.assert_allclose(now.ema["kernel"], average, rtol=1e-6)
+    assert int(now.step) == 3
+
+
+def test_weight_decay_spares_all_but_kernels():
+    for options in OPTIONS.values():
+        update = one_update(options, jax.tree.map(jnp.zeros_like, params()))
+        assert not np.any(update["layers"]["bias"])
+        assert np.all(np.sign(update["conv"]["kernel"]) == -np.sign(params()["conv"]["kernel"]))
+
+
+def test_muon_steps_each_stacked_layer_and_each_flattened_convolution_as_a_matrix():
+    grads = params()
+    update = one_update(state.OptimizerConfig(1.0, name="muon", clip=1e6), grads)
+    matrices = [*update["layers"]["kernel"], update["conv"]["kernel"].reshape((54, 3))]
+    alone = [*grads["layers"]["kernel"], grads["conv"]["kernel"].reshape((54, 3))]
+    for matrix, gradient in zip(matrices, alone, strict=True):
+        u, _, v = np.linalg.svd(gradient, full_matrices=False)
+        scale = 0.2 * max(gradient.shape) ** 0.5  # AdamW's usual RMS, 0.2, for an orthogonal matrix
+        singular = np.diag(u.T @ -matrix @ v.T) / scale
+        assert np.all((singular > 0.6) & (singular < 1.3))  # what five Newton-Schulz steps reach
+
+
+def test_unknown_optimiser_says_which_there_are():
+    with pytest.raises(UserError, match="adamw or muon"):
+        state.OptimizerConfig(0.1, name="sgd")
+
+
+def test_mesh_that_does_not_fit_says_so():
+    with pytest.raises(UserError, match="needs 3 devices"):
+        sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=3))
+
+
+def test_placement_splits_kernels_by_the_axes_that_divide_them():
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES)
+    whole = jax.sharding.PartitionSpec
+    assert sharding.spec("ema/layers/q/kernel", (30, 8, 6), mesh) == whole(None, "fsdp", None)
+    assert sharding.spec("params/head/kernel", (6, 8), mesh) == whole(None, None)
+    assert sharding.spec("params/head/bias", (8,), mesh) == whole(None)

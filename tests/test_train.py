@@ -1,0 +1,132 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from rfjax import checkpoint, config
+from rfjax.errors import UserError
+from rfjax.stages import vae
+
+ROOT = Path(__file__).parents[1]
+DEBUG = str(ROOT / "configs" / "shapes_debug.py")
+
+
+def debug(**changes):
+    settings = config.load(DEBUG)
+    settings.update({"steps": 4, "save_every": 2, "log_every": 1} | changes)
+    return settings
+
+
+def lines(workdir, drop=("steps_per_second",)):
+    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in drop} for line in read]
+
+
+def final_state(workdir):
+    like = jax.eval_shape(lambda: vae.init(debug(), jax.random.key(0)))
+    return checkpoint.Checkpoints(workdir / "checkpoints", 2, "vae").restore(like)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 4 steps that nothing interrupted, with its checkpoints of steps 2 and 4."""
+    workdir = tmp_path_factory.mktemp("finished")
+    train.train(debug(), workdir)
+    return workdir
+
+
+def test_run_leaves_parameters_with_latent_statistics_samples_and_metrics(finished):
+    params = checkpoint.load_params(
+        finished / "vae.safetensors", jax.eval_shape(lambda: vae.init(debug(), jax.random.key(0)).params)
+    )
+    mean, std = vae.latent_statistics(debug())(params)
+    np.testing.assert_array_equal(params["latent_mean"], mean)
+    np.testing.assert_array_equal(params["latent_std"], std)
+    assert np.all(std > 0)
+    assert (
+        sorted(path.suffix for path in (finished / "samples").glob("000004_*")) == [".mp4"] * 4 + [".png"] * 4
+    )
+    assert [line["step"] for line in lines(finished)] == [1, 2, 2, 3, 4, 4]
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    (tmp_path / "vae.safetensors").unlink()
+    train.train(debug(), tmp_path)
+    whole, resumed = final_state(finished), final_state(tmp_path)
+    assert whole.data == resumed.data
+    jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+    assert lines(finished) == lines(tmp_path)
+    assert (finished / "vae.safetensors").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match="not finite at step 5"):
+        train.train(debug(steps=6, square=float("inf")), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_edges_and_psnr_of_the_loss_match_their_definitions():
+    video = np.zeros((1, 1, 4, 4, 3), np.float32)
+    assert float(vae.psnr(video + 0.2, video)) == pytest.approx(
+        20, abs=1e-4
+    )  # an error of a tenth of the range
+
+
+def command(*flags):
+    return [sys.executable, "train.py", *flags]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--config", DEBUG, "--workdir", "{}/w", "--config.stepz=3"], 'Did you mean "steps"'),
+        (["--config", "configs/shapes_debu.py", "--workdir", "{}/w"], "did you mean configs/shapes_debug.py"),
+        (["--config", "configs/shapes.py", "--workdir", "{}/w"], "config.stage must be one of"),
+        (["--config", DEBUG, "--workdir", "{}/file/w"], "Not a directory"),
+        (["--workdir", "{}/w"], "Give --config"),
+    ],
+)
+def test_mistake_is_one_sentence(flags, words, tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        command(*[flag.format(tmp_path) for flag in flags]), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    run = subprocess.Popen(
+        command("--config", DEBUG, "--workdir", str(tmp_path), "--config.steps=100000"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or not lines(tmp_path):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    told, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and "run the same command to go on" in told
+    assert int(max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name)).name) == final_step(
+        told
+    )
+
+
+def final_step(told):
+    return int(told.split("after step ")[1].split(";")[0])
