@@ -1,4 +1,4 @@
-"""The small world, 64×64 at 16 frames a second: sizes of its networks, for sampling and for every training stage.
+"""The small world, 64×64 at 16 frames a second: sizes of its networks, for sampling and for training.
 
 python sample.py --prompt "a large red circle bouncing over a blue background" --seconds 60 --out clip.mp4
 """

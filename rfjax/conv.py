@@ -55,6 +55,19 @@ def _bias(module, features, ndim):
 _kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
+def present_only(key, shape, dtype=jnp.float32):
+    """First kernel [3, h, w, I, O] that looks at the present frame alone: what single images teach then holds for clips."""
+    return jnp.zeros(shape, dtype).at[-1].set(_kernel_init(key, shape[1:], dtype))
+
+
+def copy_present(key, shape, dtype=jnp.float32):
+    """First kernel [3·C, n·C] of a map from three stacked frames that gives n copies of the last one."""
+    del key
+    channels = shape[0] // 3
+    copies = jnp.tile(jnp.eye(channels, dtype=dtype), (1, shape[1] // channels))
+    return jnp.zeros(shape, dtype).at[-channels:].set(copies)
+
+
 class CausalConv(nn.Module):
     """(x [B, F, H, W, I], past [B, 2, H, W, I] or None) -> (y [B, F, H, W, features], next past)."""
 
@@ -63,7 +76,7 @@ class CausalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x, past=None):
-        kernel = self.param("kernel", _kernel_init, (3, *self.window, x.shape[-1], self.features))
+        kernel = self.param("kernel", present_only, (3, *self.window, x.shape[-1], self.features))
         x = with_past(x, past)
         return causal_conv(x, kernel) + _bias(self, self.features, x.ndim), x[:, -2:]
 

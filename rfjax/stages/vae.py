@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rfjax import checkpoint
 from rfjax import data as pipelines
 from rfjax import state as train
 from rfjax.config import build
@@ -24,13 +25,18 @@ INITIAL_LOGVAR = -6.0
 
 
 def init(config, key):
-    """TrainState of a fresh VAE."""
+    """TrainState from the parameters in config.init_from, or from nothing."""
     video = jnp.zeros((1, config.frames, config.world.size, config.world.size, 3))
     vae = _network(config)
     params = vae.init(key, video)["params"]
-    # Latents begin almost free of noise: from a variance of 1 it takes many steps to be rid of it.
-    bias = params["conv1"]["bias"]
-    params["conv1"]["bias"] = bias.at[vae.config.z_dim :].set(INITIAL_LOGVAR)
+    if config.init_from:
+        params = jax.tree.map(jnp.asarray, checkpoint.load_params(config.init_from, params))
+        z = vae.config.z_dim
+        params |= {"latent_mean": jnp.zeros(z), "latent_std": jnp.ones(z)}
+    else:
+        # Latents begin almost free of noise: from a variance of 1 it takes many steps to be rid of it.
+        bias = params["conv1"]["bias"]
+        params["conv1"]["bias"] = bias.at[vae.config.z_dim :].set(INITIAL_LOGVAR)
     return train.create(params, _optimizer(config)[0])
 
 
