@@ -1,9 +1,10 @@
 """Judges videos of the small world: do they show what the caption says, and do they stay as they began?
 
+    python -m rfjax.evaluate --prompts 64 --seconds 60 --methods rolling,self_forcing --out report.md
     python -m rfjax.evaluate --ground_truth 256
 
-judges rendered clips instead of generated ones, crisp and then blurred and noisy: what the detector gets
-wrong by itself.
+The first rolls out held-out captions with a model (the shipped one, or --config and --weights). The second judges
+rendered clips, crisp and then blurred and noisy: what the detector gets wrong by itself.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import shapes
+from rfjax import compilation, config, sampler, shapes
 from rfjax.errors import UserError, exit_cleanly
+from rfjax.rollout import METHODS
 from rfjax.score import report, score
 
+ROOT = Path(__file__).parents[1]
 BLUR, NOISE = 0.7, 4.0  # standard deviations: pixels, levels of 255
 
 
@@ -57,14 +60,48 @@ def blurred(video, rng, sigma=BLUR, noise=NOISE):
     return np.clip(out + 0.5, 0, 255).astype(np.uint8)
 
 
+def generated(model, prompts, seconds, method, seed, batch):
+    """Scores of one clip a prompt, rolled out `batch` at a time; only those are held."""
+    fps, scores = model.video.fps, []
+    frames = round(seconds * fps)
+    for start in tqdm(range(0, len(prompts), batch), desc=method, unit=" batch"):
+        some = prompts[start : start + batch]
+        blocks = model.decode(model.latents(some, seed + start, model.latent_frames(frames), method))
+        videos = np.concatenate(list(blocks), 1)[:, :frames]
+        scores += [score(video, prompt, fps) for video, prompt in zip(videos, some, strict=True)]
+    return scores
+
+
+def generated_tables(args):
+    """A report for each method, on the same held-out captions."""
+    settings = config.load(args.config)
+    world = config.build(shapes.World, settings, "world")
+    prompts, model = shapes.prompts(args.prompts, args.seed, world), sampler.load(settings, args.weights)
+    for method in args.methods.split(","):
+        scores = generated(model, prompts, args.seconds, method, args.seed, args.batch)
+        yield f"## {method}\n\n{report(scores)}"
+
+
+def ground_truth_tables(args):
+    """A report for crisp clips and one for damaged ones."""
+    clips = args.ground_truth, args.seconds, shapes.World(objects=args.objects), args.seed
+    yield f"## Rendered\n\n{report(ground_truth(*clips))}"
+    yield f"## Blurred and noisy\n\n{report(ground_truth(*clips, damage=True))}"
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--ground_truth", type=int, required=True, metavar="N", help="judge N rendered clips")
+    add("--ground_truth", type=int, metavar="N", help="judge N rendered clips instead of a model's")
+    add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
     add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
-    add("--objects", type=int, choices=(1, 2), default=1, help="objects in a clip (default %(default)s)")
+    add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
+    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
+    add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
+    add("--batch", type=int, default=8, help="clips rolled out together (default %(default)s)")
+    add("--objects", type=int, choices=(1, 2), default=1, help="in a rendered clip (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other clips")
     add("--out", metavar="FILE", help="also write the tables to a Markdown file")
     return parser.parse_args(argv)
@@ -73,13 +110,21 @@ def parse(argv):
 @exit_cleanly
 def main(argv=None):
     args = parse(argv)
-    if args.ground_truth < 1 or args.seconds < 5:
-        raise UserError("Need at least one clip of 5 seconds: raise --ground_truth or --seconds.")
-    world = shapes.World(objects=args.objects)
-    clips = args.ground_truth, args.seconds, world, args.seed
-    tables = f"## Rendered\n\n{report(ground_truth(*clips))}\n## Blurred and noisy\n\n"
-    tables += report(ground_truth(*clips, damage=True))
-    print(tables)
+    count = args.prompts if args.ground_truth is None else args.ground_truth
+    if count < 1 or args.batch < 1 or not 5 <= args.seconds < float("inf"):
+        raise UserError(
+            "Need at least one clip of 5 seconds: raise --prompts, --ground_truth, --batch or --seconds."
+        )
+    unknown = set(args.methods.split(",")) - set(METHODS)
+    if unknown:
+        raise UserError(f"There is no method {min(unknown)!r}; --methods takes {', '.join(METHODS)}.")
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f"There is no folder {Path(args.out).parent}; make it, or give another --out.")
+    compilation.keep_programs()
+    tables = ""
+    for table in (generated_tables if args.ground_truth is None else ground_truth_tables)(args):
+        print(table)
+        tables += table + "\n"
     if args.out:
         out = Path(args.out)
         unfinished = out.with_name(out.name + ".tmp")
