@@ -12,7 +12,7 @@ FLOORS = [
     "detect dit text vae video",
     "cache checkpoint metrics score sharding teacher",
     "rollout",
-    "convert data losses sampler state training_rollout",
+    "convert data golden losses sampler state training_rollout",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)
