@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
         weighted=False,
         optimizer={
             "name": "muon",
-            "learning_rate": 2e-3,
+            "learning_rate": 3e-3,
             "warmup": 100,
             "final": 0.1,
             "clip": 1.0,

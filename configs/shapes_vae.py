@@ -14,7 +14,7 @@ training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 def get_config() -> ConfigDict:
     return training(
         "vae",
-        steps=900,
+        steps=700,
         batch_size=4,
         frames=9,
         init_from="runs/vae_images/vae.safetensors",
@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
         square=4.0,
         edge=0.5,
         kl=1e-3,
-        save_every=300,
+        save_every=350,
     )
