@@ -77,7 +77,7 @@ def _read(cache: KVCache, slots: Array, first_frames: Array, block_frames: int, 
     return Past(kv, positions, None if valid is None else jnp.repeat(valid, block_frames))
 
 
-def _recent(cache: KVCache, first: Array, count: int) -> Array:
+def _recent(first: Array, count: int) -> Array:
     """Ids of the `count` blocks before block `first`, oldest first; ids below 0 do not exist."""
     return first - count + jnp.arange(count)
 
@@ -92,7 +92,7 @@ def read_denoise(cache: KVCache, first: Array, size, block_frames: int, steady: 
     c = cache.config
     sinks = c.sink_blocks
     most = c.span_blocks - sinks - (size if steady else 1)
-    recent = _recent(cache, first, most)
+    recent = _recent(first, most)
     num_recent = jnp.minimum(c.span_blocks - sinks - size, jnp.maximum(first - sinks, 0))
     num_sinks = jnp.minimum(first, sinks)
     sink = jnp.arange(sinks)
@@ -107,17 +107,11 @@ def read_denoise(cache: KVCache, first: Array, size, block_frames: int, steady: 
 def read_clean(cache: KVCache, block: Array, block_frames: int, steady: bool) -> Past:
     """Keys for the clean call on `block`: the newest `span - 1` blocks before it, all at their true positions.
 
-    The sink takes part only while it is among them. `steady` promises that it is not, and that all others exist.
+    The sink takes part only while it is among them. `steady` promises that all of them exist.
     """
-    c = cache.config
-    recent = _recent(cache, block, c.span_blocks - 1)
-    slots = _slot(c, jnp.maximum(recent, c.sink_blocks))
-    if steady:
-        return _read(cache, slots, recent * block_frames, block_frames, None)
-    sink = jnp.arange(c.sink_blocks)
-    valid = jnp.concatenate([(sink < block) & (sink > block - c.span_blocks), recent >= c.sink_blocks])
-    blocks = jnp.concatenate([sink, recent])
-    return _read(cache, jnp.concatenate([sink, slots]), blocks * block_frames, block_frames, valid)
+    recent = _recent(block, cache.config.span_blocks - 1)
+    slots = _slot(cache.config, jnp.maximum(recent, 0))
+    return _read(cache, slots, recent * block_frames, block_frames, None if steady else recent >= 0)
 
 
 class Policy(NamedTuple):

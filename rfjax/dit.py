@@ -136,12 +136,13 @@ class Block(nn.Module):
 
         y = (layer_norm(x, c.eps) * (1 + scale1) + shift1).astype(c.dtype)
         y, kv = self.self_attention(y, past, scene)
-        x = x + (gate1 * y).astype(x.dtype)
-        x = x + self.cross_attention(nn.LayerNorm(epsilon=c.eps, dtype=c.dtype, name="norm3")(x), text_kv)
+        x = x + (gate1 * y.astype(jnp.float32)).astype(x.dtype)
+        y = nn.LayerNorm(epsilon=c.eps, name="norm3")(x.astype(jnp.float32))
+        x = x + self.cross_attention(y.astype(c.dtype), text_kv)
         y = (layer_norm(x, c.eps) * (1 + scale2) + shift2).astype(c.dtype)
         y = gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y))
         y = Linear(c.dim, dtype=c.dtype, name="ffn_out")(y)
-        return x + (gate2 * y).astype(x.dtype), kv
+        return x + (gate2 * y.astype(jnp.float32)).astype(x.dtype), kv
 
     def self_attention(self, y: Array, past: KV | None, scene: Scene) -> tuple[Array, KV]:
         c, shape = self.config, y.shape
