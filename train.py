@@ -35,14 +35,16 @@ def train(config, workdir: Path) -> None:
     update, stop = stage.update(config), stop_signal()
     report = make_report(config, stage, workdir, kept)
     log, recent = metrics.Log(workdir, start + 1), []
+    if start >= config.steps:  # done before, perhaps stopped before the parameters were written
+        report(log, state, start)
     print(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
     with tqdm(range(start, config.steps), initial=start, total=config.steps, dynamic_ncols=True) as bar:
         for step in bar:
             state, values = update(state, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen
             recent.append(values)
-            done = step + 1
-            saves = done % config.save_every == 0 or done == config.steps or stop()
+            done, stopping = step + 1, stop()  # asked once: a signal may come at any line
+            saves = done % config.save_every == 0 or done == config.steps or stopping
             if done % config.log_every == 0 or saves:
                 means = finite_means(recent, done, workdir)
                 rate = bar.format_dict["rate"] or 0.0
@@ -51,9 +53,9 @@ def train(config, workdir: Path) -> None:
                 recent = []
             if saves:
                 kept.save(done, state, batches.get_state())
-            if stop():
-                print(f"\nStopped and saved after step {done}; run the same command to go on.")
-                return
+            if stopping and done < config.steps:
+                tqdm.write(f"Stopped and saved after step {done}; run the same command to go on.")
+                break
             if saves:
                 report(log, state, done)
     log.close()

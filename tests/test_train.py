@@ -70,6 +70,13 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path
     assert (finished / "vae.safetensors").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
 
 
+def test_finished_run_writes_its_parameters_again(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vae.safetensors").unlink()
+    train.train(debug(), tmp_path)
+    assert (finished / "vae.safetensors").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="not finite at step 5"):
@@ -77,11 +84,9 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(fin
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
 
 
-def test_edges_and_psnr_of_the_loss_match_their_definitions():
+def test_psnr_of_an_error_of_a_tenth_of_the_range_is_20_db():
     video = np.zeros((1, 1, 4, 4, 3), np.float32)
-    assert float(vae.psnr(video + 0.2, video)) == pytest.approx(
-        20, abs=1e-4
-    )  # an error of a tenth of the range
+    assert float(vae.psnr(video + 0.2, video)) == pytest.approx(20, abs=1e-4)
 
 
 def command(*flags):
