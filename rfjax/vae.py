@@ -112,7 +112,9 @@ class Downsample(nn.Module):
         seen = x if past is None else with_past(x, past)
         first = x[:, :0] if past is not None else x[:, :1]
         taps = jnp.concatenate([seen[:, :-2:2], seen[:, 1:-1:2], seen[:, 2::2]], -1)
-        return jnp.concatenate([first, nn.Dense(x.shape[-1], kernel_init=copy_present, name="time_conv")(taps)], 1), following
+        return jnp.concatenate(
+            [first, nn.Dense(x.shape[-1], kernel_init=copy_present, name="time_conv")(taps)], 1
+        ), following
 
 
 class Upsample(nn.Module):
@@ -134,7 +136,9 @@ class Upsample(nn.Module):
         b, f, h, w, c = x.shape
         taps = with_past(x, jnp.zeros_like(like[:, :1]).repeat(2, 1) if past is None else past)
         stacked = jnp.concatenate([taps[:, k : k + f] for k in range(3)], -1)
-        pairs = nn.Dense(2 * c, kernel_init=copy_present, name="time_conv")(stacked).reshape((b, f, h, w, 2, c))
+        pairs = nn.Dense(2 * c, kernel_init=copy_present, name="time_conv")(stacked).reshape(
+            (b, f, h, w, 2, c)
+        )
         return jnp.moveaxis(pairs, 4, 2).reshape((b, 2 * f, h, w, c)), taps[:, -2:]
 
 
