@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -18,19 +19,22 @@ def _describe(error: OSError) -> str:
 
 
 def exit_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command's main: UserError and OSError become `error: …` on stderr and exit code 2, Ctrl-C becomes 130."""
+    """Wraps a command's main: UserError and OSError become `error: …` and exit code 2, Ctrl-C exit code 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            message, code = str(error), 2
+            message = str(error)
         except OSError as error:
-            message, code = _describe(error), 2
+            message = _describe(error)
         except KeyboardInterrupt:
-            message, code = "interrupted", 130
+            print("error: interrupted", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)  # files are closed; XLA, stopped inside a compilation, crashes when it is torn down
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(2)
 
     return wrapped

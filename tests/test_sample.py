@@ -1,0 +1,251 @@
+"""The sampling command: what it writes, and that every mistake is one sentence before any work."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+from rfjax import checkpoint, dit, sampler, vae
+from rfjax.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.prompt = "a large red circle bouncing over a blue background"
+    config.weights = "tiny"
+    config.video = ConfigDict({"height": 16, "width": 24, "fps": 8})
+    config.vae = ConfigDict({"dim": 4, "z_dim": 4, "num_res_blocks": 1})
+    config.vae.update({"dim_mult": (1, 1, 1), "temporal_downsample": (True, True)})
+    config.text = ConfigDict({"text_len": 16, "text_dim": 48})
+    config.dit = ConfigDict({"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 1, "in_dim": 4})
+    config.dit.update({"freq_dim": 8, "text_len": 16, "text_dim": 48, "patch_size": (1, 2, 2)})
+    config.rollout = ConfigDict({"steps": (1000, 500)})
+    return config
+"""
+STAR = "a small yellow star orbiting over a purple background"
+
+
+class FakeSampler:
+    """Frame n of clip b is grey level 10 n + b; a latent block is its frame numbers."""
+
+    def latents(self, prompts, seed, num_frames, method):
+        if "dragon" in " ".join(prompts):
+            raise UserError("unknown in the prompt: dragon")
+        blocks = -(-num_frames // 3)
+        return (np.full((len(prompts), 3, 2, 2, 1), block) for block in range(blocks))
+
+    def decode(self, blocks):
+        shown = 0
+        for block in blocks:
+            numbers = np.arange(shown, shown + (9 if shown == 0 else 12))
+            shown = numbers[-1] + 1
+            grey = (10 * numbers + np.arange(len(block))[:, None]) % 256
+            yield np.broadcast_to(grey[..., None, None, None], (*grey.shape, 16, 24, 3)).astype(np.uint8)
+
+    def latent_frames(self, frames):
+        return 1 + -(-(frames - 1) // 4)
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch):
+    """Works in an empty folder with a tiny config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(CONFIG)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(sampler, "load", lambda settings, folder: FakeSampler())
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random weights of the tiny config, saved where the command reads them."""
+    return save_weights(tmp_path / "weights")
+
+
+def save_weights(folder):
+    settings = sample.config.load("tiny.py")
+    sizes = sample.config.build(dit.DiTConfig, settings, "dit")
+    codec = vae.VAE(sample.config.build(vae.VAEConfig, settings, "vae"))
+    shapes = {
+        "dit": jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0)),
+        "vae": jax.eval_shape(codec.init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))["params"],
+    }
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(s.dtype), shapes)
+    params["vae"]["latent_mean"], params["vae"]["latent_std"] = np.zeros(4, "f"), np.ones(4, "f")
+    folder.mkdir()
+    for name, tree in params.items():
+        checkpoint.save_params(folder / f"{name}.safetensors", tree)
+    return str(folder)
+
+
+def run(*arguments):
+    sample.main(["--config", "tiny.py", *arguments])
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_clip_sheet_and_latents(fake, capsys):
+    files = ["--out", "a.mp4", "--contact_sheet", "a.png", "--save_latents", "a.npz"]
+    run("--prompt", STAR, "--seconds", "2.5", *files)
+    assert sorted(os.listdir()) == ["a.mp4", "a.npz", "a.png", "tiny.py"]
+    frames = decode("a.mp4")
+    assert frames.shape == (20, 256, 384, 3)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), 10 * np.arange(20), atol=2)
+    np.testing.assert_array_equal(np.load("a.npz")["latents"][0, :, 0, 0, 0], [0, 0, 0, 1, 1, 1])
+    assert Image.open("a.png").size[0] > 1000
+    told = capsys.readouterr().out
+    assert "a.mp4: 20 frames, 2.5 s" in told and STAR in told and "frames/s" in told
+
+
+def test_several_clips_are_numbered(fake, capsys):
+    sample.Path("prompts.txt").write_text(f"\n{STAR}\n\n")
+    prompts = ["--prompt", "a red circle", "--prompts_file", "prompts.txt", "--num_samples", "2"]
+    run(*prompts, "--seconds", "1", "--out", "f/")
+    assert sorted(os.listdir()) == ["f_0", "f_1", "f_2", "f_3", "prompts.txt", "tiny.py"]
+    assert np.asarray(Image.open("f_3/frame_000002.png"))[0, 0, 0] == 23
+    told = capsys.readouterr().out.splitlines()
+    assert "a red circle" in told[1] and STAR in told[2]
+
+
+def test_a_default_prompt_is_told(fake, capsys):
+    run("--seconds", "0.01", "--out", "a.gif")
+    assert 'No --prompt given: showing "a large red circle' in capsys.readouterr().out
+    assert Image.open("a.gif").n_frames == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--prompt", " "], "prompt is empty"),
+        (["--prompt", "a dragon"], "unknown in the prompt: dragon"),
+        (["--seconds", "0"], "--seconds"),
+        (["--seconds", "-1"], "--seconds"),
+        (["--seconds", "nan"], "--seconds"),
+        (["--seconds", "inf"], "--seconds"),
+        (["--num_samples", "0"], "--num_samples"),
+        (["--seed", "-1"], "--seed"),
+        (["--out", "a.avi"], "a.avi"),
+        (["--out", "nowhere/a.mp4"], "nowhere"),
+        (["--contact_sheet", "sheet.mp4"], "--contact_sheet"),
+        (["--contact_sheet", "clip.png", "--out", "clip.png"], "--contact_sheet"),
+        (["--save_latents", "a.npy"], "--save_latents"),
+        (["--save_latents", "nowhere/a.npz"], "--save_latents"),
+        (["--config", "tinny.py"], "did you mean tiny.py"),
+        (["--prompts_file", "none.txt"], "none.txt"),
+        (["--prompts_file", "empty.txt"], "holds no prompt"),
+        (["--method", "diffusion"], "rolling"),
+        (["--second", "3"], "--second"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(fake, capsys, arguments, says):
+    sample.Path("empty.txt").touch()
+    sample.Path("clip.mp4").write_bytes(b"good")
+    error = fails(capsys, *arguments)
+    assert "error: " in error and says in error
+    assert sorted(os.listdir()) == ["clip.mp4", "empty.txt", "tiny.py"]
+    assert sample.Path("clip.mp4").read_bytes() == b"good"
+
+
+def test_interruption_tells_where_the_partial_clip_is(fake, monkeypatch, capsys):
+    def decode_then_stop(self, blocks):
+        yield np.zeros((1, 9, 16, 24, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    sample.Path("clip.mp4").write_bytes(b"good")
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(FakeSampler, "decode", decode_then_stop)
+    with pytest.raises(SystemExit) as stop:
+        run("--save_latents", "a.npz")
+    assert stop.value.code == 130
+    assert "the first 1.1 s are in clip.partial.mp4" in capsys.readouterr().err
+    assert len(decode("clip.partial.mp4")) == 9
+    assert sample.Path("clip.mp4").read_bytes() == b"good"
+    assert sorted(os.listdir()) == ["clip.mp4", "clip.partial.mp4", "tiny.py"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("partial", ["clip.partial.mp4", "a.partial.npz"])
+def test_full_disk_is_one_sentence(fake, capsys, partial):
+    os.symlink("/dev/full", partial)
+    assert "error: The disk is full" in fails(capsys, "--save_latents", "a.npz", "--seconds", "30")
+    assert not os.path.exists("clip.mp4") and not os.path.exists("a.npz")
+
+
+def test_bad_weights_are_one_sentence(capsys, weights):
+    assert "tiny" in fails(capsys)
+    assert "no weights folder nowhere" in fails(capsys, "--weights", "nowhere")
+    file = sample.Path(weights, "dit.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "dit.safetensors is damaged" in fails(capsys, "--weights", weights)
+    sample.Path("wide.py").write_text(CONFIG.replace('"dim": 24', '"dim": 48'))
+    file.write_bytes(whole)
+    assert "is [1, 24], but this network needs [1, 48]" in fails(
+        capsys, "--weights", weights, "--config", "wide.py"
+    )
+    os.remove(file)
+    assert "no parameter file" in fails(capsys, "--weights", weights)
+    assert sorted(os.listdir()) == ["tiny.py", "weights", "wide.py"]
+
+
+@pytest.mark.parametrize("method", ["rolling", "self_forcing"])
+def test_stream_is_the_whole_clip_and_clips_are_independent(weights, method):
+    """Frames of the stream = all latents decoded at once; clip 0 does not see clip 1."""
+    model = sampler.load(sample.config.load("tiny.py"), weights)
+    latents = list(model.latents(["a red circle", STAR], 5, 10, method))
+    assert [block.shape for block in latents] == [(2, 3, 4, 6, 4)] * 4
+    frames = np.concatenate(list(model.decode(latents)), 1)
+    assert frames.shape == (2, 45, 16, 24, 3) and frames.std() > 1
+    whole = jax.jit(model.vae.apply, static_argnames="method")(
+        {"params": model.params["vae"]}, jnp.concatenate(latents, 1), method="decode"
+    )  # mean 0 and deviation 1, so nothing to denormalise
+    np.testing.assert_allclose((np.clip(whole, -1, 1) + 1) * 127.5, frames, atol=0.6)
+    again = np.concatenate(list(model.latents(["a red circle", "a blue star"], 5, 10, method)), 1)
+    np.testing.assert_allclose(again[0], np.concatenate(latents, 1)[0], atol=1e-4)
+    other = np.concatenate(list(model.latents(["a red circle", STAR], 6, 10, method)), 1)
+    assert np.abs(other - np.concatenate(latents, 1)).mean() > 0.1
+
+
+def test_the_command_streams_and_survives_ctrl_c(tmp_path, weights):
+    """A true process: the file grows while it runs, and Ctrl-C leaves a playable clip."""
+    options = ["--config", "tiny.py", "--weights", weights, "--seconds", "1e5"]
+    process = subprocess.Popen(
+        [sys.executable, sample.__file__, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    partial = tmp_path / "clip.partial.mp4"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if partial.exists() and partial.stat().st_size > 20_000:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "clip.partial.mp4" in error and "Traceback" not in error
+    assert len(decode(partial)) > 8
