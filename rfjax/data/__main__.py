@@ -55,7 +55,7 @@ def make_ode_pairs(settings):
             jnp.zeros_like(context),
             settings.guidance,
             settings.solver_steps,
-            settings.rollout.shift,
+            parts.rollout.shift,
         )
         return jnp.moveaxis(path[places], 0, 1)
 

@@ -17,6 +17,7 @@ from rfjax import flow, losses, rollout, training_rollout
 from rfjax import state as train
 from rfjax.config import build
 from rfjax.dit import DiTConfig
+from rfjax.errors import UserError
 from rfjax.stages import latent, ode
 
 
@@ -50,7 +51,12 @@ def data(config):
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics). Both steps are one program each."""
+    """f(state, batch, step) → (state, metrics). One program each. UserError for clips below the span."""
+    span = latent.parts(config).rollout.span_blocks
+    if not span <= config.blocks[0] <= config.blocks[1]:
+        raise UserError(
+            f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {span} or more."
+        )
     teach = functools.partial(jax.jit, donate_argnums=0)
     critic_step, generator_step = teach(_critic_step(config)), teach(_generator_step(config))
     teacher = _teacher(config)

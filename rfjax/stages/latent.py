@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import checkpoint, config, dit, metrics, score, shapes, text
+from rfjax import checkpoint, config, detect, dit, metrics, score, shapes, text
 from rfjax import data as pipelines
 from rfjax import state as train
 from rfjax.dit import DiT, DiTConfig
+from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
 from rfjax.vae import VAE, VAEConfig
 
@@ -142,23 +143,32 @@ def export(settings):
 def shown(settings, generate):
     """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few held-out captions."""
     encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)[:4]
+    decode = decoder(settings)
 
     def samples(state, key):
         latents = generate(state, jnp.asarray(encoder.encode(prompts)), key)
-        return np.asarray(decoder(settings)(latents)), prompts
+        return np.asarray(decode(latents)), prompts
 
     return samples
 
 
 def judged(settings, generate):
-    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute."""
+    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute.
+
+    UserError for a world of another size than the detector's.
+    """
+    if settings.world.size != detect.SIDE:
+        raise UserError(
+            f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
+        )
     encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)
+    decode = decoder(settings)
 
     def evaluate(state):
         latents = generate(state, jnp.asarray(encoder.encode(prompts)), jax.random.key(settings.seed))
-        videos = metrics.to_uint8(decoder(settings)(latents))
+        videos = metrics.to_uint8(decode(latents))
         found = [score.score(video, prompt)["first"] for video, prompt in zip(videos, prompts, strict=True)]
-        rates = {name: np.mean([row[name] for row in found if name in row]) for name in score.ATTRIBUTES}
-        return {f"right_{name}": float(rate) for name, rate in rates.items()}
+        right = {name: [row[name] for row in found if name in row] for name in score.ATTRIBUTES}
+        return {f"right_{name}": float(np.mean(rows)) for name, rows in right.items() if rows}
 
     return evaluate

@@ -1,0 +1,310 @@
+"""Every stage with its own config, but tiny: data made, trained, resumed, shown, judged; mistakes told."""
+
+import functools
+import os
+import sys
+import types
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+
+import train
+from rfjax import checkpoint, config, data, dit, flow, sharding, teacher
+from rfjax.config import build
+from rfjax.data import __main__ as data_command
+from rfjax.errors import UserError
+from rfjax.stages import STAGES, distill, latent
+from rfjax.vae import VAE, VAEConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FRAMES = 8  # latent frames of a record: 4 blocks of 2
+SIZES = {
+    "world": {"size": 16, "fps": 16, "objects": 1},
+    "vae": {"dim": 4, "z_dim": 4, "dim_mult": (1, 2), "num_res_blocks": 1, "temporal_downsample": (True,)},
+    "dit": {"dim": 12, "ffn_dim": 16, "num_heads": 2, "num_layers": 1, "in_dim": 4, "freq_dim": 8}
+    | {"text_len": 16, "text_dim": 48},
+    "rollout": {"steps": (1000, 500), "block_frames": 2, "ring_blocks": 3, "span_blocks": 3},
+}
+SMALL = {
+    "teacher": {"frames": 4, "shard_records": 4, "record_batch": 2, "record_frames": FRAMES, "shards": 1},
+    "ode": {"frames": 6, "shard_records": 4, "record_batch": 2, "record_frames": 6, "shards": 1},
+    "distill": {"frames": 6, "blocks": (3, 4), "critic_steps": 2, "critic_warmup": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Nothing here depends on how well programs are optimised, and compiling them is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def settings_of(stage, folder, **changes):
+    """The stage's config, tiny, with its files in `folder`."""
+    settings = config.load(CONFIGS / f"shapes_{stage}.py")
+    for section, sizes in SIZES.items():
+        settings[section] = type(settings)(sizes)
+    settings.update({"steps": 3, "batch_size": 2, "judged": 4, "vae_weights": f"{folder}/vae.safetensors"})
+    settings.update(SMALL[stage] | changes)
+    settings.optimizer.name = "adamw"  # Muon compiles longer
+    if stage in ("teacher", "ode"):
+        settings.update({"data": f"{folder}/{stage}", "solver_steps": 4})
+    if stage in ("ode", "distill"):
+        settings.update({"teacher": f"{folder}/dit.safetensors", "init_from": f"{folder}/dit.safetensors"})
+    return settings
+
+
+def random_params(shapes, seed):
+    leaves, structure = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(structure, [0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights of a VAE and of a transformer, and the records that the data commands make with them."""
+    folder = tmp_path_factory.mktemp("stages")
+    settings = settings_of("ode", folder)
+    vae, video = VAE(build(VAEConfig, settings, "vae")), jnp.zeros((1, 1, 16, 16, 3))
+    params = random_params(jax.eval_shape(lambda: vae.init(jax.random.key(0), video)["params"]), 0)
+    params |= {"latent_mean": np.float32([0.1, -0.2, 0, 1]), "latent_std": np.float32([1, 2, 0.5, 3])}
+    checkpoint.save_params(folder / "vae.safetensors", params)
+    sizes = build(dit.DiTConfig, settings, "dit")
+    params = random_params(jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0)), 1)
+    checkpoint.save_params(folder / "dit.safetensors", params)
+    make("latents", settings_of("teacher", folder))
+    make("ode-pairs", settings)
+    return folder
+
+
+def make(what, settings, *flags):
+    """`python -m rfjax.data WHAT --config FILE …`, in this process."""
+    file = Path(f"{settings.data}.py")
+    file.write_text(
+        f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({settings.to_dict()})"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rfjax.data", what, "--config", str(file), *flags])
+        data_command.main()
+
+
+def records(shard):
+    source = grain.sources.ArrayRecordDataSource([str(shard)])
+    return [serialization.msgpack_restore(source[i]) for i in range(len(source))]
+
+
+def trained(settings, workdir, save_at):
+    """(state, data position) after settings.steps, and the state before each step; goes on if it can."""
+    stage, mesh = STAGES[settings.stage], sharding.make_mesh(sharding.MeshConfig())
+    kept = checkpoint.Checkpoints(workdir, 2, settings.stage)
+    batches = data.iterate(stage.data(settings))
+    state, start = train.begin(settings, stage, mesh, kept, batches)
+    update, before = compiled(settings.stage, settings), []
+    for step in range(start, settings.steps):
+        before.append(jax.device_get(state))
+        state, metrics = update(state, sharding.put_batch(next(batches), mesh), step)
+        assert all(np.isfinite(value) for value in metrics.values())
+        if step + 1 == save_at:
+            kept.save(save_at, state, batches.get_state())
+    return jax.device_get(state), batches.get_state(), before
+
+
+@functools.cache
+def _updates():
+    return {}
+
+
+def compiled(name, settings):
+    """The stage's update, compiled once for all tests."""
+    if name not in _updates():
+        _updates()[name] = STAGES[name].update(settings)
+    return _updates()[name]
+
+
+@pytest.fixture(scope="module", params=["teacher", "ode", "distill"])
+def run(request, folder, tmp_path_factory):
+    """Three steps that nothing interrupted, with a checkpoint after the second."""
+    settings = settings_of(request.param, folder)
+    workdir = tmp_path_factory.mktemp("run")
+    state, position, before = trained(settings, workdir, save_at=2)
+    return types.SimpleNamespace(
+        settings=settings, workdir=workdir, state=state, position=position, before=before
+    )
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run):
+    state, position, before = trained(run.settings, run.workdir, save_at=None)
+    assert len(before) == 1 and position == run.position
+    jax.tree.map(np.testing.assert_array_equal, state, run.state)
+    names = {str(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
+    assert any("opt_state" in name for name in names) and any("ema" in name for name in names)
+
+
+def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(run):
+    changed = functools.partial(jax.tree.map, lambda a, b: bool((a != b).any()))
+    if run.settings.stage == "distill":
+        after = run.before[1]
+        assert not any(jax.tree.leaves(changed(run.before[0].generator, after.generator)))
+        assert all(jax.tree.leaves(changed(run.before[0].critic.params, after.critic.params)))
+        assert run.state.critic.step == 3 * run.settings.critic_steps and run.state.generator.step == 2
+        first, last = run.before[1].generator, run.state.generator
+    else:
+        first, last = run.before[0], run.state
+    assert all(jax.tree.leaves(changed(first.params, last.params)))
+    assert all(jax.tree.leaves(changed(first.ema, last.ema)))
+
+
+def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkeypatch):
+    stage, network = STAGES[run.settings.stage], getattr(run.state, "generator", run.state)
+    jax.tree.map(np.testing.assert_array_equal, stage.export(run.settings)(run.state), {"dit": network.ema})
+    clips, captions = stage.sample(run.settings)(run.state, jax.random.key(0))
+    frames = 1 + 2 * (run.settings.frames - 1)
+    assert clips.shape == (len(captions), frames, 16, 16, 3) and np.isfinite(clips).all()
+    assert clips.std(0).max() > 0
+    verdicts = iter([{"shape": True}, {"shape": False, "colour": True}, {"shape": True}, {"shape": True}])
+    monkeypatch.setattr(latent.detect, "SIDE", 16)
+    monkeypatch.setattr(latent.score, "score", lambda video, caption: {"first": next(verdicts)})
+    assert stage.evaluate(run.settings)(run.state) == {"right_shape": 0.75, "right_colour": 1.0}
+
+
+# Records
+
+
+def test_latent_records_are_the_world_through_the_vae(folder):
+    settings = settings_of("teacher", folder)
+    encode = latent.video_encoder(settings)
+    world = build(data.shapes.World, settings, "world")
+    found = records(folder / "teacher" / "00000.arrayrecord")
+    assert len(found) == 4
+    for number in range(2):
+        batch = data.clips(1 + 2 * (FRAMES - 1), 2, settings.seed, world)[number]
+        wanted = encode(batch["video"])
+        for row, record in enumerate(found[2 * number : 2 * number + 2]):
+            assert record["caption"] == batch["caption"][row]
+            assert record["latents"].dtype == np.float16
+            np.testing.assert_allclose(record["latents"], wanted[row], rtol=1e-3, atol=1e-3)
+    batch = STAGES["teacher"].data(settings)[0]
+    assert batch["latents"].shape == (2, settings.frames, 8, 8, 4) and batch["context"].shape == (2, 16, 48)
+
+
+def test_ode_records_are_the_points_of_the_trajectory_at_the_few_step_levels(folder):
+    settings = settings_of("ode", folder)
+    parts = latent.parts(settings)
+    params = latent.load(settings.teacher, parts.dit.config)
+    found = records(folder / "ode" / "00000.arrayrecord")
+    context = jnp.asarray(parts.encoder.encode([record["caption"] for record in found[:2]]))
+    noise = jnp.asarray(np.stack([record["trajectory"][0] for record in found[:2]]), jnp.float32)
+    solve = functools.partial(
+        teacher.ode_trajectory, parts.dit, params, noise, context, jnp.zeros_like(context)
+    )
+    path = np.asarray(jax.jit(lambda: solve(settings.guidance, 4, 5.0))())
+    levels = 1000 * teacher.solver_sigmas(4, 5.0)
+    for place, t in enumerate([*flow.few_step_timesteps((1000, 500), 5.0), 0.0]):
+        (wanted,) = path[np.isclose(levels, t)]
+        got = np.stack([record["trajectory"][place] for record in found[:2]])
+        np.testing.assert_allclose(got, wanted, rtol=2e-2, atol=2e-2)
+    assert STAGES["ode"].data(settings)[0]["trajectory"].shape == (2, 3, 6, 8, 8, 4)
+
+
+def test_second_run_of_the_data_command_makes_only_what_is_missing(folder):
+    settings = settings_of("teacher", folder)
+    first, second = (folder / "teacher" / f"0000{i}.arrayrecord" for i in (0, 1))
+    before = first.stat().st_mtime_ns, first.read_bytes()
+    make("latents", settings, "--shards", "2")
+    assert (first.stat().st_mtime_ns, first.read_bytes()) == before
+    there = {record["caption"] for record in records(first)}
+    assert len(records(second)) == 4 and any(record["caption"] not in there for record in records(second))
+    os.remove(second)
+
+
+# Distillation's crop
+
+
+@pytest.fixture(scope="module")
+def cropped(folder):
+    """f(clip, number of blocks) → (scored clip, which frames count), and the parts of the config."""
+    settings = settings_of("distill", folder)
+    parts, reencode = latent.parts(settings), latent.reencoder(settings)
+    return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks)), settings
+
+
+def test_longer_clip_begins_with_the_encoding_of_the_frame_before_the_kept_ones(cropped):
+    crop, settings = cropped
+    clip = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 4)).astype(np.float32)
+    scored, counts = crop(clip, 4)
+    vae, params = VAE(build(VAEConfig, settings, "vae")), latent._vae(settings)[1]
+    std, mean = params["latent_std"].reshape(1, 1, 1, 1, 4), params["latent_mean"].reshape(1, 1, 1, 1, 4)
+    video = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(clip[:, :3] * std + mean)
+    image, _ = jax.jit(lambda v: vae.apply({"params": params}, v, method="encode"))(video[:, -1:])
+    np.testing.assert_allclose(scored[:, :1], (image - mean) / std, atol=1e-4)
+    np.testing.assert_array_equal(scored[:, 1:], clip[:, 3:])
+    assert list(counts) == [False, False, True, True, True, True]
+
+
+def test_clip_of_the_span_is_scored_whole(cropped):
+    clip = np.random.default_rng(1).normal(size=(2, 8, 8, 8, 4)).astype(np.float32)
+    scored, counts = cropped[0](clip, 3)
+    np.testing.assert_array_equal(scored, clip[:, :6])
+    assert all(counts)
+
+
+def test_draws_cover_both_rollouts_every_exit_step_and_every_length(folder):
+    settings = settings_of("distill", folder, blocks=(3, 5))
+    keys = jax.random.split(jax.random.key(0), 300)
+    drawn = jax.device_get(jax.jit(jax.vmap(functools.partial(distill.draw, settings)))(keys))
+    for values, choices in ((drawn.rolling, 2), (drawn.exit_step, 2), (drawn.num_blocks - 3, 3)):
+        counts = np.bincount(np.int32(values), minlength=choices)
+        assert len(counts) == choices and counts.min() > 0.7 * 300 / choices
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "stage, what, changes, says",
+    [
+        ("teacher", "data", {"data": "none"}, "no records in none.*python -m rfjax.data latents --config"),
+        ("ode", "data", {"data": "none"}, "no records in none.*python -m rfjax.data ode-pairs --config"),
+        ("teacher", "init", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("ode", "init", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("distill", "init", {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("distill", "init", {"init_from": "vae"}, "is not of this network"),
+        ("distill", "update", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("teacher", "sample", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("ode", "evaluate", {"vae_weights": "none.safetensors", "world": {"size": 64}}, "none.safetensors"),
+        ("ode", "evaluate", {}, "config.world.size is 16, but clips are judged at 64"),
+        ("distill", "update", {"blocks": (2, 4)}, "config.blocks.*3"),
+    ],
+)
+def test_missing_file_is_told_before_training(stage, what, changes, says, folder):
+    if "vae" in changes.values():
+        changes = {"init_from": f"{folder}/vae.safetensors"}
+    settings = settings_of(stage, folder)
+    settings.update(changes)
+    arguments = (jax.random.key(0),) if what == "init" else ()
+    with pytest.raises(UserError, match=says):
+        getattr(STAGES[stage], what)(settings, *arguments)
+
+
+@pytest.mark.parametrize(
+    "what, stage, changes, says",
+    [
+        ("latents", "teacher", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("ode-pairs", "ode", {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("ode-pairs", "ode", {"solver_steps": 3}, "3 steps does not pass through the few-step list"),
+    ],
+)
+def test_mistake_of_the_data_command_is_one_sentence(what, stage, changes, says, folder, tmp_path, capsys):
+    settings = settings_of(stage, folder)
+    settings.update({"data": str(tmp_path / "made")} | changes)
+    with pytest.raises(SystemExit) as left:
+        make(what, settings)
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.startswith("error: ") and says in told and told.count("\n") == 1
+    assert not (tmp_path / "made").exists()
