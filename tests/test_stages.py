@@ -163,6 +163,10 @@ def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(
 def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkeypatch):
     stage, network = STAGES[run.settings.stage], getattr(run.state, "generator", run.state)
     jax.tree.map(np.testing.assert_array_equal, stage.export(run.settings)(run.state), {"dit": network.ema})
+    decode = latent.decoder(run.settings)
+    monkeypatch.setattr(latent, "decoder", lambda settings: decode)  # compiled once
+    if run.settings.stage == "distill":  # rolls out as the ODE stage does
+        monkeypatch.setattr(distill.ode, "generate", lambda settings: shown_by(network))
     clips, captions = stage.sample(run.settings)(run.state, jax.random.key(0))
     frames = 1 + 2 * (run.settings.frames - 1)
     assert clips.shape == (len(captions), frames, 16, 16, 3) and np.isfinite(clips).all()
@@ -171,6 +175,16 @@ def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkey
     monkeypatch.setattr(latent.detect, "SIDE", 16)
     monkeypatch.setattr(latent.score, "score", lambda video, caption: {"first": next(verdicts)})
     assert stage.evaluate(run.settings)(run.state) == {"right_shape": 0.75, "right_colour": 1.0}
+
+
+def shown_by(network):
+    """A stage's `generate` that is to be asked for the clips of this one."""
+
+    def generate(state, context, key):
+        assert state is network
+        return jax.random.normal(key, (context.shape[0], 6, 8, 8, 4))
+
+    return generate
 
 
 # Records
