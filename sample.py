@@ -35,7 +35,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
     add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
     add(
-        "--out", default="clip.mp4", help="*.mp4, *.gif, or folder/ for PNG files; several clips are numbered"
+        "--out",
+        default="clip.mp4",
+        help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
     )
     add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
     add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
@@ -80,7 +82,8 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
         try:
             lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"Cannot read the prompts in {args.prompts_file}: {error}.") from error
+            why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UserError(f"Cannot read the prompts in {args.prompts_file}: {why}.") from error
         prompts += [line for line in lines if line.strip()]
         if not prompts:
             raise UserError(f"{args.prompts_file} holds no prompt; write one a line.")

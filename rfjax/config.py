@@ -25,7 +25,8 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        there = sorted(str(file) for file in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
+        files = path.parent.glob("*.py") if os.path.isdir(path.parent) else []
+        there = sorted(str(file) for file in files if "def get_config" in file.read_text(errors="replace"))
         near = difflib.get_close_matches(str(path), there, 3) or there
         hint = f"did you mean {' or '.join(near)}?" if near else "give the path of a Python file."
         raise UserError(f"There is no config {path}; {hint}")

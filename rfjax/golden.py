@@ -41,7 +41,7 @@ def settings(path: Path, *names: str) -> list[Any]:
             raise UserError(f"{path} has no entry {name!r}; add it.")
         numbers = entries[name] if name in LISTS else [entries[name]]
         kind = int | float if name in FRACTIONS else int
-        if not isinstance(numbers, list) or not all(
+        if not (numbers and isinstance(numbers, list)) or not all(
             isinstance(n, kind) and (n is False or n > 0) for n in numbers
         ):
             raise UserError(

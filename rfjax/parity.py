@@ -181,14 +181,12 @@ def rolling_training(golden: Golden) -> Iterator[Comparison]:
     clips = sorted({clip[0] for name in arrays.content if (clip := re.match(r"f\d+_e\d+(?=_)", name))})
     if not clips:
         raise UserError(f"{arrays.path} holds no clip named f<frames>_e<exit step>_….")
+    if late := [clip for clip in clips if int(clip.split("_e")[1]) >= golden.rollout.num_steps]:
+        raise UserError(f"{late[0]} in {arrays.path} has an exit step past the last denoising step.")
     most = max(arrays.noise(f"{clip}_noise").shape[1] for clip in clips)
     run = jax.jit(functools.partial(gradient_rollout, golden))
     for clip in clips:
         exit_step, case = int(clip.split("_e")[1]), f"rolling_training.{clip}"
-        if exit_step >= golden.rollout.num_steps:
-            raise UserError(
-                f"{clip} in {arrays.path} has exit step {exit_step}, past the last denoising step."
-            )
         noise, context = arrays.noise(f"{clip}_noise"), arrays.context(f"{clip}_context")
         cotangent, theirs = (arrays.latents(f"{clip}_{name}", "frames") for name in ("cotangent", "output"))
         frames = noise.shape[1] * golden.rollout.block_frames

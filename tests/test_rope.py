@@ -1,5 +1,6 @@
 """Rotations against complex multiplication, one token at a time."""
 
+import jax
 import jax.numpy as jnp
 import naive
 import numpy as np
@@ -11,11 +12,14 @@ from rfjax import rope
 HEIGHT, WIDTH = 2, 3
 
 
+@jax.jit
+def turned(x, positions):
+    return rope.apply(x, rope.rotation(positions, HEIGHT, WIDTH, x.shape[-1]))
+
+
 def turn(x, positions):
-    head_dim = x.shape[-1]
-    return np.asarray(
-        rope.apply(jnp.asarray(x), rope.rotation(jnp.int32(positions), HEIGHT, WIDTH, head_dim))
-    )
+    """x [B, tokens, A, K] of frames at `positions`."""
+    return np.asarray(turned(x, np.int32(positions)))
 
 
 @pytest.mark.parametrize("head_dim", [2, 8, 12, 16, 128])

@@ -17,12 +17,14 @@ FRAME = (4, 6, 3)  # height, width, channels of a latent frame
 
 @functools.cache
 def params(config=CONFIG):
-    """Random parameters: at initialisation the head is 0 and says nothing."""
-    leaves, structure = jax.tree.flatten(dit.init(config, jax.random.key(0)))
+    """Random parameters, everywhere: at initialisation the head is 0 and says nothing."""
+    shapes = jax.eval_shape(functools.partial(dit.init, config), jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(
-        structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    )
+
+    def draw(path, leaf):
+        return jnp.float32(0.25 * rng.normal(size=leaf.shape) + (path[-1].key == "scale"))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def normal(seed, *shape):
