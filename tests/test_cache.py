@@ -121,32 +121,38 @@ def test_nothing_is_seen_twice_or_beyond_the_span():
             assert len(frames) + size * FRAMES <= config.span_blocks * FRAMES
 
 
+ATTENTION = DiTConfig(dim=24, ffn_dim=2, num_heads=2, num_layers=1, text_dim=1, text_len=1)
+
+
+@jax.jit
+def cached_attention(q, k, v, first):
+    """Attention of a block `first` with queries q over what a window of 2 sees of the blocks k, v before it."""
+    state = cache.init(CacheConfig(1, 3, 4), ATTENTION, 1, FRAMES * TOKENS)
+    state = jax.lax.fori_loop(
+        0, first, lambda b, state: cache.write(state, b, KV(k[b][None, None], v[b][None, None])), state
+    )
+    past = cache.read_denoise(state, first, 2, FRAMES, steady=False)
+    before = rope.rotation(past.positions - first * FRAMES, 1, TOKENS, ATTENTION.head_dim)
+    own = rope.rotation(jnp.arange(FRAMES), 1, TOKENS, ATTENTION.head_dim)
+    mask = attention.token_mask(jnp.broadcast_to(past.valid, (FRAMES, past.valid.size)), TOKENS)
+    return attention.attend(rope.apply(q, own), rope.apply(past.kv.k[0], before), past.kv.v[0], mask)
+
+
 @pytest.mark.parametrize("first", [1, 3, 30])
 def test_cached_attention_is_attention_over_the_same_frames(first):
     """Keys written block by block, read, rotated and attended to, against the frames listed by hand."""
-    config, size, heads, head_dim, rows, columns = CacheConfig(1, 3, 4), 2, 2, 12, 1, TOKENS
-    k, v = tiny.normal(0, 2, first, FRAMES * TOKENS, heads, head_dim)
-    q = tiny.normal(1, 1, FRAMES * TOKENS, heads, head_dim)
-    sizes = DiTConfig(dim=24, ffn_dim=2, num_heads=2, num_layers=1, text_dim=1, text_len=1)
-    state = cache.init(config, sizes, 1, FRAMES * TOKENS)
-    for block in range(first):
-        state = cache.write(
-            state, jnp.int32(block), KV(jnp.asarray(k[None, None, block]), jnp.asarray(v[None, None, block]))
-        )
-    past = cache.read_denoise(state, jnp.int32(first), size, FRAMES, steady=False)
-    keys = rope.apply(past.kv.k[0], rope.rotation(past.positions - first * FRAMES, rows, columns, head_dim))
-    queries = rope.apply(jnp.asarray(q), rope.rotation(jnp.arange(FRAMES), rows, columns, head_dim))
-    mask = attention.token_mask(jnp.broadcast_to(past.valid, (FRAMES, past.valid.size)), TOKENS)
-    ours = attention.attend(queries, keys, past.kv.v[0], mask)
+    k, v = tiny.normal(0, 2, 30, FRAMES * TOKENS, ATTENTION.num_heads, ATTENTION.head_dim)
+    q = tiny.normal(1, 1, *k.shape[1:])
+    ours = cached_attention(q, k, v, first)
 
     def frame(array, block, index):
         return array[block, index * TOKENS : (index + 1) * TOKENS].swapaxes(0, 1)
 
-    listed = naive.denoise_past(first, size, rules(config))
-    keys = [naive.rotate_frame(frame(k, b, j), position, columns) for position, b, j in listed]
+    listed = naive.denoise_past(first, 2, rules(CacheConfig(1, 3, 4)))
+    keys = [naive.rotate_frame(frame(k, b, j), position, TOKENS) for position, b, j in listed]
     values = np.concatenate([frame(v, b, j) for _, b, j in listed], 1)
     for j in range(FRAMES):
-        query = naive.rotate_frame(frame(q, 0, j), first * FRAMES + j, columns)
+        query = naive.rotate_frame(frame(q, 0, j), first * FRAMES + j, TOKENS)
         expected = naive.attention(query, np.concatenate(keys, 1), values).swapaxes(0, 1)
         np.testing.assert_allclose(ours[0, j * TOKENS : (j + 1) * TOKENS], expected, atol=1e-5)
 

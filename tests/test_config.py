@@ -54,7 +54,7 @@ def test_a_bad_file_is_named(tmp_path, text, says):
 
 
 def test_a_misspelt_file_is_guessed(tmp_path):
-    (tmp_path / "shapes.py").write_text("")
+    (tmp_path / "shapes.py").write_text("def get_config(): …")
     with pytest.raises(UserError, match=r"did you mean .*/shapes\.py"):
         config.load(tmp_path / "shape.py")
     with pytest.raises(UserError, match="There is no config"):
