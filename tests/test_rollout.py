@@ -121,13 +121,13 @@ def test_far_along_a_stream_the_numbers_are_those_near_its_start(method, shift):
 @methods
 def test_a_stream_compiles_once_and_its_memory_does_not_grow(method):
     model, used, traces = tiny.model(CONFIGS[method], BATCH), [], rollout.stream_step._cache_size()
-    for count, block in enumerate(rollout.stream(model, KEYS, frame_shape(CONFIG), method), start=1):
+    for count, block in enumerate(rollout.stream(model, KEYS, frame_shape(CONFIGS[method]), method), start=1):
         del block
         if count in (5, 60):
             used.append(sum(array.nbytes for array in jax.live_arrays()))
         if count == 60:
             break
-    list(rollout.stream(model, KEYS[::-1], frame_shape(CONFIG), method, 3))
+    list(rollout.stream(model, KEYS[::-1], frame_shape(CONFIGS[method]), method, 3))
     assert used[0] == used[1]
     assert rollout.stream_step._cache_size() <= traces + 1
 
