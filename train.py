@@ -5,6 +5,7 @@ bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first
 """
 
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -138,6 +139,9 @@ def parse(argv):
         while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps what it caught
             cause = cause.args[0]
         said = " ".join(str(cause.args[0] if cause.args else cause).split())
+        said = re.sub(
+            r"^'(\w+)'", r"the config has no field '\1'.", said
+        )  # ml_collections gives its bare name
         raise UserError(f"A flag is wrong: {said}") from error
 
 

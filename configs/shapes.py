@@ -34,6 +34,7 @@ def training(stage: str, **settings) -> ConfigDict:
     """The model's config with what every stage needs; `settings` are the stage's own."""
     config = get_config()
     config.stage = stage
+    config.dit.unroll = True
     config.seed = 0
     config.log_every = 20
     config.keep = 2

@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
         blocks=(7, 7),
         frames=21,
         method="rolling",
-        shift=5.0,
         guidance=2.0,
         init_from="runs/ode/dit.safetensors",
         teacher="runs/teacher_long/dit.safetensors",

@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
         batch_size=24,
         frames=6,
         init_from="",
-        shift=5.0,
         weighted=False,
         optimizer={
             "name": "muon",

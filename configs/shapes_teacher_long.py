@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
         batch_size=8,
         frames=21,
         init_from="runs/teacher/dit.safetensors",
-        shift=5.0,
         weighted=False,
         optimizer={
             "name": "muon",

@@ -102,7 +102,10 @@ def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
     path = Path(path)
     unfinished = path.with_name(path.name + ".tmp")
     flat = {name: np.ascontiguousarray(leaf) for name, leaf in tree.flatten(jax.device_get(params)).items()}
+    unfinished.touch()
+    mode = unfinished.stat().st_mode  # as the user's umask has it; safetensors lets nobody else read
     safetensors.numpy.save_file(flat, unfinished)
+    unfinished.chmod(mode)
     os.replace(unfinished, path)
 
 

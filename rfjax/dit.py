@@ -33,6 +33,7 @@ class DiTConfig:
     eps: float = 1e-6
     dtype: str = "float32"  # of activations and matrix products; parameters stay float32
     remat: bool = False  # recompute each layer in the backward pass
+    unroll: bool = False  # layers one after another in place of a loop: faster on CPU, longer to compile
 
     def __post_init__(self):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
@@ -180,7 +181,12 @@ class DiT(nn.Module):
         self.time_in, self.time_out = Linear(c.dim), Linear(c.dim)
         self.time_projection = Linear(6 * c.dim)
         self.text_in, self.text_out = Linear(c.dim, dtype=c.dtype), Linear(c.dim, dtype=c.dtype)
-        scan = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers)
+        scan = dict(
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.num_layers,
+            unroll=c.num_layers if c.unroll else 1,
+        )
         self.text_layers = nn.scan(TextKV, in_axes=nn.broadcast, **scan)(c)
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         self.blocks = nn.scan(block, in_axes=(0, 0, nn.broadcast), **scan)(c)

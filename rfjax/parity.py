@@ -142,19 +142,12 @@ def inference(method: str, golden: Golden) -> Iterator[Comparison]:
 
 def gradient_rollout(golden: Golden, params, context, noise, cotangent, exit_step, num_blocks):
     """A rolling clip of num_blocks ≤ noise.shape[1] blocks and d sum(clip · cotangent) / d params."""
-    max_blocks, frame_shape = noise.shape[1], noise.shape[3:]
+    batch, max_blocks, _, *frame_shape = noise.shape
+    draw = rollout.array_noise(noise)
+    plan = training_rollout.Plan(draw, exit_step, num_blocks, max_blocks, batch, tuple(frame_shape))
 
     def objective(params):
-        clip = training_rollout.gradient_rollout(
-            bind(golden, params, context),
-            rollout.array_noise(noise),
-            "rolling",
-            exit_step,
-            num_blocks,
-            max_blocks,
-            len(noise),
-            frame_shape,
-        )
+        clip = training_rollout.gradient_rollout(bind(golden, params, context), "rolling", plan)
         inside = jnp.arange(clip.shape[1]) < num_blocks * golden.rollout.block_frames
         clip = jnp.where(inside[None, :, None, None, None], clip, 0)
         return (clip * cotangent).sum(), clip

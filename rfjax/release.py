@@ -8,7 +8,7 @@ Weights are read back in float32, so only their last bits are lost; the files ar
 import argparse
 from pathlib import Path
 
-import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
@@ -26,8 +26,9 @@ def halve(source: Path, folder: Path) -> Path:
         weights = safetensors.numpy.load_file(source)
     except (FileNotFoundError, SafetensorError, ValueError) as error:
         raise UserError(f"Cannot read the weights in {source} ({error}); train that stage first.") from error
-    halves = {name: weight.astype("float16") for name, weight in weights.items()}
-    infinite = [name for name, weight in halves.items() if not jnp.isfinite(weight).all()]
+    with np.errstate(over="ignore"):  # found below, and told in a sentence
+        halves = {name: weight.astype("float16") for name, weight in weights.items()}
+    infinite = [name for name, weight in halves.items() if not np.isfinite(weight).all()]
     if infinite:
         raise UserError(
             f"{infinite[0]} in {source} is too large for float16; train with a lower learning rate."

@@ -92,6 +92,7 @@ def position_noise(keys: Array, frame_shape: tuple[int, ...]) -> NoiseFn:
 
 def array_noise(noise: Array) -> NoiseFn:
     """ε from an explicit array [B, block, step, f, H, W, C]; blocks beyond its end repeat the last."""
+    noise = jnp.asarray(noise)  # traced indices do not go into a numpy array
     return lambda block, step: noise[:, block, step]
 
 

@@ -17,6 +17,17 @@ from rfjax.cache import KVCache
 from rfjax.rollout import Model, NoiseFn
 
 
+class Plan(NamedTuple):
+    """The clip to roll out: num_blocks ≤ max_blocks blocks of [batch, *frame_shape]."""
+
+    noise: NoiseFn
+    exit_step: Array  # [] which denoising step carries gradient, 0 … S-1
+    num_blocks: Array  # [] blocks of the clip; what comes after them means nothing
+    max_blocks: int  # blocks that are rolled out, whatever the clip's length
+    batch: int
+    frame_shape: tuple[int, int, int, int]  # (f, H, W, C) of a block
+
+
 class Stash(NamedTuple):
     """A rolled-out clip of at most N blocks: M gradient calls of W blocks each, and the cache that they saw."""
 
@@ -34,17 +45,9 @@ def remember_all(model: Model, max_blocks: int) -> Model:
     return model.replace(config=dataclasses.replace(model.config, ring_blocks=ring))
 
 
-def rolling(
-    model: Model,
-    noise: NoiseFn,
-    exit_step: Array,
-    num_blocks: Array,
-    max_blocks: int,
-    batch: int,
-    frame_shape: tuple,
-) -> Stash:
-    """Rolls out num_blocks ≤ max_blocks blocks; windows i with i mod S = exit_step are the gradient calls."""
-    steps = model.config.num_steps
+def rolling(model: Model, plan: Plan) -> Stash:
+    """Rolls out num_blocks blocks; windows i with i mod S = exit_step are the gradient calls."""
+    steps, (noise, exit_step, num_blocks, max_blocks, batch, frame_shape) = model.config.num_steps, plan
     num_calls = (max_blocks + steps - 2) // steps + 1
     empty = jnp.zeros((num_calls, batch, steps, *frame_shape))
 
@@ -68,17 +71,9 @@ def rolling(
     return Stash(inputs, outputs, state.cache, call, slot, jnp.minimum(index, num_blocks - 1))
 
 
-def self_forcing(
-    model: Model,
-    noise: NoiseFn,
-    exit_step: Array,
-    num_blocks: Array,
-    max_blocks: int,
-    batch: int,
-    frame_shape: tuple,
-) -> Stash:
+def self_forcing(model: Model, plan: Plan) -> Stash:
     """Rolls out max_blocks blocks, each for steps 0 … exit_step; the last executed step is the gradient call."""
-    del num_blocks  # blocks past the clip's end change nothing before it
+    noise, exit_step, _, max_blocks, batch, frame_shape = plan
 
     def block_step(cache, block):
         x0, last_input = rollout.denoise_block(model, noise, cache, block, exit_step, steady=False)
@@ -95,53 +90,34 @@ def _clip(stash: Stash, outputs: Array) -> Array:
     return rollout.flat(jnp.moveaxis(outputs[stash.call, :, stash.slot], 0, 1))
 
 
-def constant_rollout(
-    model: Model,
-    noise: NoiseFn,
-    method: str,
-    exit_step: Array,
-    num_blocks: Array,
-    max_blocks: int,
-    batch: int,
-    frame_shape: tuple,
-) -> Array:
+def constant_rollout(model: Model, method: str, plan: Plan) -> Array:
     """The clip [B, max_blocks·f, H, W, C] that a gradient rollout gives, as a constant. Frames past num_blocks·f mean nothing."""
-    model = jax.lax.stop_gradient(remember_all(model, max_blocks))
-    stash = STASHES[method](model, noise, exit_step, num_blocks, max_blocks, batch, frame_shape)
+    model = jax.lax.stop_gradient(remember_all(model, plan.max_blocks))
+    stash = STASHES[method](model, plan)
     return _clip(stash, stash.outputs)
 
 
-def gradient_rollout(
-    model: Model,
-    noise: NoiseFn,
-    method: str,
-    exit_step: Array,
-    num_blocks: Array,
-    max_blocks: int,
-    batch: int,
-    frame_shape: tuple,
-) -> Array:
+def gradient_rollout(model: Model, method: str, plan: Plan) -> Array:
     """The same clip with gradient: in the parameters and text keys, through the gradient calls alone.
 
     Windows, re-noised inputs and cache are constants. A call whose window ends at or before frame num_blocks·f - span carries no
     gradient, so that what is scored (the clip's last `span` frames) is all that is trained.
     """
-    model = remember_all(model, max_blocks)
-    frozen = jax.lax.stop_gradient(model)
-    stash = jax.lax.stop_gradient(
-        STASHES[method](frozen, noise, exit_step, num_blocks, max_blocks, batch, frame_shape)
-    )
+    model = remember_all(model, plan.max_blocks)
+    stash = jax.lax.stop_gradient(STASHES[method](jax.lax.stop_gradient(model), plan))
 
     @jax.checkpoint
     def again(call):
         index, window = call
         if method == "rolling":
-            position = exit_step + model.config.num_steps * index
-            return rollout.window_call(model, stash.cache, window, position, num_blocks, steady=False)
-        return rollout.block_call(model, stash.cache, window[:, 0], index, exit_step, steady=False)[:, None]
+            position = plan.exit_step + model.config.num_steps * index
+            return rollout.window_call(model, stash.cache, window, position, plan.num_blocks, steady=False)
+        return rollout.block_call(model, stash.cache, window[:, 0], index, plan.exit_step, steady=False)[
+            :, None
+        ]
 
     clip = _clip(stash, jax.lax.map(again, (jnp.arange(stash.inputs.shape[0]), stash.inputs)))
-    carries = jnp.repeat(stash.last >= num_blocks - model.config.span_blocks, model.config.block_frames)
+    carries = jnp.repeat(stash.last >= plan.num_blocks - model.config.span_blocks, model.config.block_frames)
     return jnp.where(carries[None, :, None, None, None], clip, jax.lax.stop_gradient(clip))
 
 

@@ -28,7 +28,7 @@ SIZES = {
     "vae": {"dim": 4, "z_dim": 4, "dim_mult": (1, 2), "num_res_blocks": 1, "temporal_downsample": (True,)},
     "dit": {"dim": 12, "ffn_dim": 16, "num_heads": 2, "num_layers": 1, "in_dim": 4, "freq_dim": 8}
     | {"text_len": 16, "text_dim": 48},
-    "rollout": {"steps": (1000, 500), "block_frames": 2, "ring_blocks": 3, "span_blocks": 3},
+    "rollout": {"steps": (1000, 500), "block_frames": 2, "ring_blocks": 3, "span_blocks": 3, "shift": 5.0},
 }
 SMALL = {
     "teacher": {"frames": 4, "shard_records": 4, "record_batch": 2, "record_frames": FRAMES, "shards": 1},

@@ -188,16 +188,16 @@ def compiled(steps, method):
 
     def run(weights, noise, cotangent, exit_step, n):
         traces.append(method)
-        most = LENGTHS[steps][-1]
-        rest = (rollout.array_noise(noise), method, exit_step, n, most, BATCH, FRAME)
+        draw, most = rollout.array_noise(noise), LENGTHS[steps][-1]
+        plan = training_rollout.Plan(draw, exit_step, n, most, BATCH, FRAME)
 
         def total(weights):
-            clip = training_rollout.gradient_rollout(model(weights), *rest)
+            clip = training_rollout.gradient_rollout(model(weights), method, plan)
             inside = jnp.arange(clip.shape[1]) < n * FRAME[0]
             return jnp.where(inside.reshape(1, -1, 1, 1, 1), clip * cotangent, 0.0).sum(), clip
 
         (_, clip), gradient = jax.value_and_grad(total, has_aux=True)(weights)
-        return training_rollout.constant_rollout(model(weights), *rest), clip, gradient
+        return training_rollout.constant_rollout(model(weights), method, plan), clip, gradient
 
     run = jax.jit(run)
     call = functools.partial(run, WEIGHTS, noise_of(steps), cotangent_of(steps))
@@ -234,16 +234,9 @@ def test_blocks_that_end_before_the_scored_span_carry_no_gradient():
     def sensitivity(text_kv):
         def clip(text_kv):
             model = rollout.Model(Network(), WEIGHTS[0], text_kv, CONFIGS[2])
-            how = (
-                rollout.array_noise(noise),
-                "self_forcing",
-                np.int32(1),
-                np.int32(most),
-                most,
-                BATCH,
-                FRAME,
-            )
-            return training_rollout.gradient_rollout(model, *how)
+            draw = rollout.array_noise(noise)
+            plan = training_rollout.Plan(draw, np.int32(1), np.int32(most), most, BATCH, FRAME)
+            return training_rollout.gradient_rollout(model, "self_forcing", plan)
 
         direction = jax.tree.map(jnp.ones_like, text_kv)
         return jax.jvp(clip, (text_kv,), (direction,))[1]

@@ -93,21 +93,14 @@ def roll(config, parts, how, params, context, drawn: Draw, key):
     """The student's clip [B, span frames, h, w, C], by `training_rollout.constant_rollout` or `.gradient_rollout`."""
     text_kv = parts.dit.apply({"params": params}, context, method="text_kv")
     model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
-    noise = rollout.position_noise(jax.random.split(key, context.shape[0]), parts.frame_shape)
-
-    def clip(method):
-        return how(
-            model,
-            noise,
-            method,
-            drawn.exit_step,
-            drawn.num_blocks,
-            config.blocks[1],
-            context.shape[0],
-            parts.frame_shape,
-        )
-
-    return jax.lax.cond(drawn.rolling, lambda: clip("rolling"), lambda: clip("self_forcing"))
+    batch = context.shape[0]
+    noise = rollout.position_noise(jax.random.split(key, batch), parts.frame_shape)
+    plan = training_rollout.Plan(
+        noise, drawn.exit_step, drawn.num_blocks, config.blocks[1], batch, parts.frame_shape
+    )
+    return jax.lax.cond(
+        drawn.rolling, lambda: how(model, "rolling", plan), lambda: how(model, "self_forcing", plan)
+    )
 
 
 def crop(parts, reencode, clip, num_blocks):
@@ -131,7 +124,7 @@ def crop(parts, reencode, clip, num_blocks):
 def score_draw(config, key, clip):
     """(x_t, t, ε) at which a clip is scored: t shifted, clamped to [20, 980], one a clip."""
     level, noise_key = jax.random.split(key)
-    t = flow.random_timesteps(jax.random.uniform(level, clip.shape[:1]), config.shift, 20.0, 980.0)
+    t = flow.random_timesteps(jax.random.uniform(level, clip.shape[:1]), config.rollout.shift, 20.0, 980.0)
     noise = jax.random.normal(noise_key, clip.shape)
     return flow.add_noise(clip, noise, t), t, noise
 

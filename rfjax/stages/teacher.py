@@ -34,7 +34,7 @@ def update(config):
     def step_once(state, batch, step):
         x0, context = batch["latents"].astype(jnp.float32), batch["context"]
         keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
-        t, weight = losses.table_draw(jax.random.uniform(keys[0], x0.shape[:1]), config.shift)
+        t, weight = losses.table_draw(jax.random.uniform(keys[0], x0.shape[:1]), config.rollout.shift)
         keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
         noise = jax.random.normal(keys[2], x0.shape)
 
@@ -65,7 +65,7 @@ def generate(config):
             jnp.zeros_like(context),
             config.guidance,
             config.solver_steps,
-            config.shift,
+            config.rollout.shift,
         )[-1]
 
     return lambda state, context, key: run(state.ema, context, key)
