@@ -30,8 +30,13 @@ def get_config() -> ConfigDict:
     return config
 
 
-def training(stage: str, **settings) -> ConfigDict:
-    """The model's config with what every stage needs; `settings` are the stage's own."""
+def training(stage: str, variant: str, quick: dict, **settings) -> ConfigDict:
+    """The model's config with what every stage needs; `settings` are the stage's own.
+
+    The variant "quick" (`--config configs/shapes_vae.py:quick`) replaces some by `quick`, and works on files of its own.
+    """
+    if variant not in ("", "quick"):
+        raise ValueError(f"there is no variant {variant!r}; give none, or quick")
     config = get_config()
     config.stage = stage
     config.dit.unroll = True
@@ -41,6 +46,12 @@ def training(stage: str, **settings) -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
     config.vae_weights = "runs/vae/vae.safetensors"
     config.judged = 16  # held-out clips on which the detector judges a stage
-    for name, value in settings.items():
+    for name, value in (settings | (quick if variant else {})).items():
         config[name] = ConfigDict(value) if isinstance(value, dict) else value
+    if variant:
+        for name, value in config.items():
+            if isinstance(value, str):
+                for old, new in (("runs/", "runs/quick/"), ("data/", "data/quick/"), (".py", ".py:quick")):
+                    value = value.replace(old, new)
+                config[name] = value
     return config

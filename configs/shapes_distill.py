@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "distill",
+        variant,
+        quick={"steps": 60},
         steps=400,
         batch_size=4,
         critic_steps=5,

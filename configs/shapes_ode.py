@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "ode",
+        variant,
+        quick={"steps": 300, "shards": 2},
         steps=1000,
         batch_size=8,
         frames=21,

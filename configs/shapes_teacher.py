@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "teacher",
+        variant,
+        quick={"steps": 1600, "shards": 6},
         steps=6000,
         batch_size=24,
         frames=6,
         init_from="",
-        weighted=False,
         optimizer={
             "name": "muon",
             "learning_rate": 3e-3,

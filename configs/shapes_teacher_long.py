@@ -11,14 +11,15 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "teacher",
+        variant,
+        quick={"steps": 500},
         steps=3000,
         batch_size=8,
         frames=21,
         init_from="runs/teacher/dit.safetensors",
-        weighted=False,
         optimizer={
             "name": "muon",
             "learning_rate": 1e-3,

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "vae",
+        variant,
+        quick={"steps": 200},
         steps=700,
         batch_size=4,
         frames=9,

@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 training = runpy.run_path(str(Path(__file__).parent / "shapes.py"))["training"]
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     return training(
         "vae",
+        variant,
+        quick={"steps": 400},
         steps=1400,
         batch_size=16,
         frames=1,

@@ -18,12 +18,13 @@ Section = TypeVar("Section")
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
-    """What `get_config()` of the file gives.
+    """What `get_config()` of the file gives; `get_config("quick")` for a path that ends in `:quick`.
 
     Raises:
       UserError: no such file (says which there are), or a file that fails or gives something else.
     """
-    path = Path(path)
+    path, colon, variant = str(path).partition(".py:")
+    path = Path(path + ".py" if colon else path)
     if not os.path.isfile(path):
         files = path.parent.glob("*.py") if os.path.isdir(path.parent) else []
         there = sorted(str(file) for file in files if "def get_config" in file.read_text(errors="replace"))
@@ -31,7 +32,7 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
         hint = f"did you mean {' or '.join(near)}?" if near else "give the path of a Python file."
         raise UserError(f"There is no config {path}; {hint}")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        config = runpy.run_path(str(path))["get_config"](*[variant] if colon else [])
     except UserError:
         raise
     except Exception as error:  # whatever a user's file may raise

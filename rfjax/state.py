@@ -117,6 +117,15 @@ def apply_gradients(
     return TrainState(state.step + 1, params, opt_state, ema)
 
 
+def descend(
+    state: TrainState, objective, optimizer: optax.GradientTransformation, config: OptimizerConfig
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step down objective(params) → scalar: the state after it, and {"loss", "grad_norm"} before it."""
+    loss, grads = jax.value_and_grad(objective)(state.params)
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    return apply_gradients(state, grads, optimizer, config), metrics
+
+
 def ema_decay(step: Array, config: OptimizerConfig) -> Array:
     """min(decay, (1 + n) / (10 + n)) n steps after ema_start, 0 before: short memory while much changes."""
     n = (step - config.ema_start).astype(jnp.float32)

@@ -1,7 +1,9 @@
 """Every stage with its own config, but tiny: data made, trained, resumed, shown, judged; mistakes told."""
 
 import functools
+import json
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -85,13 +87,18 @@ def folder(tmp_path_factory):
 
 def make(what, settings, *flags):
     """`python -m rfjax.data WHAT --config FILE …`, in this process."""
-    file = Path(f"{settings.data}.py")
-    file.write_text(
-        f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({settings.to_dict()})"
-    )
+    file = written(settings, Path(f"{settings.data}.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["rfjax.data", what, "--config", str(file), *flags])
         data_command.main()
+
+
+def written(settings, file):
+    """The file, which holds these settings now."""
+    file.write_text(
+        f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({settings.to_dict()})"
+    )
+    return file
 
 
 def records(shard):
@@ -100,19 +107,20 @@ def records(shard):
 
 
 def trained(settings, workdir, save_at):
-    """(state, data position) after settings.steps, and the state before each step; goes on if it can."""
+    """(state, data position) after settings.steps, the state before each step, and each step's metrics; goes on if it can."""
     stage, mesh = STAGES[settings.stage], sharding.make_mesh(sharding.MeshConfig())
     kept = checkpoint.Checkpoints(workdir, 2, settings.stage)
     batches = data.iterate(stage.data(settings))
     state, start = train.begin(settings, stage, mesh, kept, batches)
-    update, before = compiled(settings.stage, settings), []
+    update, before, told = compiled(settings.stage, settings), [], []
     for step in range(start, settings.steps):
         before.append(jax.device_get(state))
         state, metrics = update(state, sharding.put_batch(next(batches), mesh), step)
-        assert all(np.isfinite(value) for value in metrics.values())
+        told.append({name: float(value) for name, value in metrics.items()})
+        assert np.isfinite(list(told[-1].values())).all()
         if step + 1 == save_at:
             kept.save(save_at, state, batches.get_state())
-    return jax.device_get(state), batches.get_state(), before
+    return jax.device_get(state), batches.get_state(), before, told
 
 
 @functools.cache
@@ -132,18 +140,34 @@ def run(request, folder, tmp_path_factory):
     """Three steps that nothing interrupted, with a checkpoint after the second."""
     settings = settings_of(request.param, folder)
     workdir = tmp_path_factory.mktemp("run")
-    state, position, before = trained(settings, workdir, save_at=2)
+    state, position, before, told = trained(settings, workdir, save_at=2)
     return types.SimpleNamespace(
-        settings=settings, workdir=workdir, state=state, position=position, before=before
+        settings=settings, workdir=workdir, state=state, position=position, before=before, told=told
     )
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run):
-    state, position, before = trained(run.settings, run.workdir, save_at=None)
+    state, position, before, _ = trained(run.settings, run.workdir, save_at=None)
     assert len(before) == 1 and position == run.position
     jax.tree.map(np.testing.assert_array_equal, state, run.state)
     names = {str(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
     assert any("opt_state" in name for name in names) and any("ema" in name for name in names)
+
+
+@pytest.mark.parametrize("run", ["distill"], indirect=True)
+def test_two_devices_train_as_one(run, tmp_path):
+    settings = run.settings.copy_and_resolve_references()
+    settings.mesh.fsdp = 2
+    command = [sys.executable, "tests/two_devices.py", str(written(settings, tmp_path / "two.py"))]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told) == len(run.told) == 3
+    for ours, wanted in zip(told, run.told, strict=True):
+        assert ours == pytest.approx(wanted, rel=2e-3)
 
 
 def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(run):

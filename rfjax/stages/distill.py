@@ -145,9 +145,8 @@ def _critic_step(config):
         def objective(params):
             return losses.critic_loss(parts.dit, params, clip, context, t, noise)
 
-        loss, grads = jax.value_and_grad(objective)(critic.params)
-        metrics = {"critic_loss": loss, "critic_grad_norm": optax.tree.norm(grads)}
-        return train.apply_gradients(critic, grads, optimizer, options), metrics
+        critic, metrics = train.descend(critic, objective, optimizer, options)
+        return critic, {f"critic_{name}": value for name, value in metrics.items()}
 
     return step
 

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rfjax import losses, rollout
 from rfjax import state as train
@@ -43,9 +42,7 @@ def update(config):
                 parts.dit, params, x_t, timesteps[level], path[:, -1], batch["context"], block_frames
             )
 
-        loss, grads = jax.value_and_grad(objective)(state.params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return train.apply_gradients(state, grads, optimizer, options), metrics
+        return train.descend(state, objective, optimizer, options)
 
     return step_once
 
