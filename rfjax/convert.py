@@ -112,6 +112,17 @@ VAE_TABLE = [
     Rule(_BLOCK + r"resample\.1\.bias", r"\1/\2_\3/resample/bias", same),
 ]
 
+UMT5_TABLE = [
+    Rule(r"token_embedding\.weight", r"token_embedding/embedding", same),
+    Rule(_LAYER + r"attn\.(q|k|v|o)\.weight", r"blocks/attn_\2/kernel", kernel),
+    Rule(_LAYER + r"pos_embedding\.embedding\.weight", r"blocks/position_bias", same),
+    Rule(_LAYER + r"ffn\.gate\.0\.weight", r"blocks/ffn_gate/kernel", kernel),
+    Rule(_LAYER + r"ffn\.fc1\.weight", r"blocks/ffn_in/kernel", kernel),
+    Rule(_LAYER + r"ffn\.fc2\.weight", r"blocks/ffn_out/kernel", kernel),
+    Rule(_LAYER + r"norm(1|2)\.weight", r"blocks/norm\2/scale", same),
+    Rule(r"norm\.weight", r"norm/scale", same),
+]
+
 # The published statistics of Wan 2.1's latents, which its checkpoint does not hold.
 WAN_LATENT_STATISTICS = {
     "latent_mean": np.float32(

@@ -1,6 +1,6 @@
 """A directory of reference numbers: what the public PyTorch implementation of Rolling Forcing computes.
 
-config.json and vae_config.json say the sizes, which may be any; *.safetensors hold random weights under their
+config.json, vae_config.json and umt5_config.json say the sizes, which may be any; *.safetensors hold random weights under their
 official names; *.npz hold inputs and outputs: video [B, F, C, H, W], noise [B, block, step, f, C, H, W].
 """
 
@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
+from rfjax.umt5 import UMT5, UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
 LISTS = {"patch_size", "denoising_steps", "dim_mult", "temperal_downsample"}
@@ -137,6 +138,15 @@ class Golden:
         dim, z_dim, dim_mult, num_res_blocks, temporal = settings(path, *names)
         down = dict(dim_mult=tuple(dim_mult), temporal_downsample=tuple(temporal))
         return VAE(build(path, VAEConfig, dim=dim, z_dim=z_dim, num_res_blocks=num_res_blocks, **down))
+
+    def umt5(self) -> UMT5:
+        """The text encoder of umt5_config.json."""
+        path = self.root / "umt5_config.json"
+        names = ("vocab", "dim", "dim_attn", "dim_ffn", "num_heads", "num_layers", "num_buckets")
+        vocab, dim, attn, ffn, heads, layers, buckets = settings(path, *names)
+        sizes = dict(vocab_size=vocab, dim=dim, attn_dim=attn, ffn_dim=ffn)
+        counts = dict(num_heads=heads, num_layers=layers, num_buckets=buckets)
+        return UMT5(build(path, UMT5Config, **sizes, **counts))
 
     def arrays(self, name: str, **sizes: int) -> Arrays:
         """NAME.npz."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rfjax import attention, convert, dit, flow, losses, rollout, teacher, training_rollout, tree
+from rfjax import attention, convert, dit, flow, losses, rollout, teacher, training_rollout, tree, umt5
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.golden import Arrays, Golden
 
@@ -251,6 +251,21 @@ def vae(golden: Golden) -> Iterator[Comparison]:
     yield compare("vae.decode_streaming", np.concatenate(frames, 1), reconstruction)
 
 
+def text(golden: Golden) -> Iterator[Comparison]:
+    if not (golden.root / "umt5.npz").exists():  # a directory may be of the video model alone
+        return
+    model = golden.umt5()
+    arrays = golden.arrays("umt5", D=model.config.dim)
+    ids, mask = (arrays.take(name, "B tokens").astype(np.int32) for name in ("ids", "mask"))
+    like = jax.eval_shape(functools.partial(umt5.init, model.config), jax.random.key(0))
+    params = convert.from_torch(golden.weights("umt5"), convert.UMT5_TABLE, like)
+    told = np.float32(mask)[..., None]  # what stands at padding means nothing
+    hidden = jax.jit(model.apply)({"params": params}, ids, mask.astype(bool))
+    yield compare("umt5.hidden", told * hidden, told * arrays.take("hidden", "B tokens D"))
+    features = jax.jit(umt5.prompt_features, static_argnums=0)(model, params, ids, mask)
+    yield compare("umt5.prompt_embeds", features, arrays.take("prompt_embeds", "B tokens D"))
+
+
 CASES = [
     schedule,
     bidirectional,
@@ -261,6 +276,7 @@ CASES = [
     dmd,
     critic,
     vae,
+    text,
 ]
 
 

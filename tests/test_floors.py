@@ -10,7 +10,7 @@ FLOORS = [
     "errors",
     "attention compilation config conv flow rope shapes tree",
     "detect dit text vae video",
-    "cache checkpoint metrics score sharding teacher",
+    "cache checkpoint metrics score sharding teacher umt5",
     "rollout",
     "convert data golden losses sampler state training_rollout",
 ]  # every other module of the package stands above these, and the root scripts above all

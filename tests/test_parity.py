@@ -152,13 +152,20 @@ def test_other_sizes_agree_with_numpy(other):
 # Directories that are wrong
 
 
+def test_directory_without_a_text_encoder_lacks_only_its_lines(copy):
+    assert len(results(parity.text)) == 2
+    for name in ("umt5.npz", "umt5.safetensors", "umt5_config.json"):
+        (copy / name).unlink()
+    assert not list(parity.text(Golden(copy)))
+
+
 def test_no_directory_is_an_error(capsys, tmp_path):
     code, lines = run(capsys, tmp_path / "nowhere")
     assert code == 2 and lines[-1].startswith("error: There is no directory")
 
 
 @pytest.mark.parametrize(
-    "name", sorted(p.name for p in GOLDEN.iterdir() if not p.name.startswith(("umt5", "official", "README")))
+    "name", sorted(p.name for p in GOLDEN.iterdir() if not p.name.startswith(("official", "README")))
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text"])
 def test_missing_and_damaged_files_are_errors(copy, name, damage, monkeypatch):
@@ -174,6 +181,8 @@ def test_missing_and_damaged_files_are_errors(copy, name, damage, monkeypatch):
             golden.arrays(path.stem)
         elif name == "vae_config.json":
             golden.vae()
+        elif name == "umt5_config.json":
+            golden.umt5()
         else:
             golden.weights(path.stem)
 
