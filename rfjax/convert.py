@@ -1,128 +1,32 @@
-"""PyTorch checkpoints into rfjax parameters, by strict name tables.
+"""Checkpoints of PyTorch into ours and back, strictly: every name is known, every shape agrees, or nothing is written.
 
-A table is a list of rules (regex on the whole torch name, path template, layout). Every torch name must match
-a rule, every parameter must be filled exactly once, and every shape must agree; anything else is an error.
+    python -m rfjax.convert Wan2.1_VAE.pth weights/                         → weights/vae.safetensors
+    python -m rfjax.convert rolling_forcing_dmd.pt weights/                 → weights/dit.safetensors, the averaged generator
+    python -m rfjax.convert runs/distill/dit.safetensors student.pt         and back, under the official names
+
+Read: .safetensors (whole, in shards, or a folder), .pt, .pth; the layouts of Wan, diffusers and transformers.
 """
 
+import argparse
+import functools
 import re
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rfjax.errors import UserError
+from rfjax import config, dit, names, tensorfile, umt5
+from rfjax.errors import UserError, exit_cleanly
+from rfjax.tensorfile import Entry, Kind, Source
 from rfjax.tree import flatten, unflatten
+from rfjax.vae import VAE, VAEConfig
 
-
-class Rule(NamedTuple):
-    """`path` may use the regex's groups (\\1). A group named `layer` stacks all layers into [L, …]."""
-
-    pattern: str
-    path: str
-    layout: callable
-
-
-def same(x):
-    """As it is."""
-    return x
-
-
-def vector(x):
-    """[C, 1, …] -> [C]."""
-    return np.squeeze(x, tuple(range(1, x.ndim)))
-
-
-def kernel(x):
-    """Linear [O, I] -> [I, O] and convolution [O, I, k…] -> [k…, I, O]."""
-    return np.moveaxis(x, (1, 0), (-2, -1))
-
-
-def pointwise(x):
-    """A convolution of window 1, [O, I, 1, …] -> [I, O]."""
-    return np.squeeze(x, tuple(range(2, x.ndim))).T
-
-
-def time_taps(x):
-    """A convolution over time alone, [O, I, k, 1, 1] -> [k I, O], the taps side by side."""
-    return np.squeeze(x, (3, 4)).transpose(2, 1, 0).reshape(-1, x.shape[0])
-
-
-def patch_kernel(x):
-    """The patch embedding's convolution [D, C, 1, p, q] -> [p q C, D], a linear map of flattened patches."""
-    return x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
-
-
-def unbatched(x):
-    """[1, n, D] -> [n, D]."""
-    return x.reshape(x.shape[1:])
-
-
-_LAYER = r"blocks\.(?P<layer>\d+)\."
-
-DIT_TABLE = [
-    Rule(r"patch_embedding\.weight", r"patch_embedding/kernel", patch_kernel),
-    Rule(r"patch_embedding\.bias", r"patch_embedding/bias", same),
-    Rule(r"(time|text)_embedding\.0\.weight", r"\1_in/kernel", kernel),
-    Rule(r"(time|text)_embedding\.0\.bias", r"\1_in/bias", same),
-    Rule(r"(time|text)_embedding\.2\.weight", r"\1_out/kernel", kernel),
-    Rule(r"(time|text)_embedding\.2\.bias", r"\1_out/bias", same),
-    Rule(r"time_projection\.1\.weight", r"time_projection/kernel", kernel),
-    Rule(r"time_projection\.1\.bias", r"time_projection/bias", same),
-    Rule(r"head\.head\.weight", r"head/kernel", kernel),
-    Rule(r"head\.head\.bias", r"head/bias", same),
-    Rule(r"head\.modulation", r"head_modulation", unbatched),
-    Rule(_LAYER + r"modulation", r"blocks/modulation", unbatched),
-    Rule(_LAYER + r"cross_attn\.(k|v)\.weight", r"text_layers/\2/kernel", kernel),
-    Rule(_LAYER + r"cross_attn\.(k|v)\.bias", r"text_layers/\2/bias", same),
-    Rule(_LAYER + r"cross_attn\.norm_k\.weight", r"text_layers/norm_k/scale", same),
-    Rule(_LAYER + r"(self|cross)_attn\.(q|k|v|o)\.weight", r"blocks/\2_\3/kernel", kernel),
-    Rule(_LAYER + r"(self|cross)_attn\.(q|k|v|o)\.bias", r"blocks/\2_\3/bias", same),
-    Rule(_LAYER + r"(self|cross)_attn\.norm_(q|k)\.weight", r"blocks/\2_norm_\3/scale", same),
-    Rule(_LAYER + r"norm3\.weight", r"blocks/norm3/scale", same),
-    Rule(_LAYER + r"norm3\.bias", r"blocks/norm3/bias", same),
-    Rule(_LAYER + r"ffn\.0\.weight", r"blocks/ffn_in/kernel", kernel),
-    Rule(_LAYER + r"ffn\.0\.bias", r"blocks/ffn_in/bias", same),
-    Rule(_LAYER + r"ffn\.2\.weight", r"blocks/ffn_out/kernel", kernel),
-    Rule(_LAYER + r"ffn\.2\.bias", r"blocks/ffn_out/bias", same),
-]
-
-_SIDE = r"(encoder|decoder)\."
-_BLOCK = _SIDE + r"(middle|downsamples|upsamples)\.(\d+)\."
-
-VAE_TABLE = [
-    Rule(r"latent_(mean|std)", r"latent_\1", same),
-    Rule(r"(conv1|conv2)\.weight", r"\1/kernel", pointwise),
-    Rule(r"(conv1|conv2)\.bias", r"\1/bias", same),
-    Rule(_SIDE + r"conv1\.weight", r"\1/conv1/kernel", kernel),
-    Rule(_SIDE + r"conv1\.bias", r"\1/conv1/bias", same),
-    Rule(_SIDE + r"head\.0\.gamma", r"\1/norm/gamma", vector),
-    Rule(_SIDE + r"head\.2\.weight", r"\1/head/kernel", kernel),
-    Rule(_SIDE + r"head\.2\.bias", r"\1/head/bias", same),
-    Rule(_BLOCK + r"residual\.0\.gamma", r"\1/\2_\3/norm1/gamma", vector),
-    Rule(_BLOCK + r"residual\.2\.weight", r"\1/\2_\3/conv1/kernel", kernel),
-    Rule(_BLOCK + r"residual\.2\.bias", r"\1/\2_\3/conv1/bias", same),
-    Rule(_BLOCK + r"residual\.3\.gamma", r"\1/\2_\3/norm2/gamma", vector),
-    Rule(_BLOCK + r"residual\.6\.weight", r"\1/\2_\3/conv2/kernel", kernel),
-    Rule(_BLOCK + r"residual\.6\.bias", r"\1/\2_\3/conv2/bias", same),
-    Rule(_BLOCK + r"norm\.gamma", r"\1/\2_\3/norm/gamma", vector),
-    Rule(_BLOCK + r"(shortcut|to_qkv|proj)\.weight", r"\1/\2_\3/\4/kernel", pointwise),
-    Rule(_BLOCK + r"(shortcut|to_qkv|proj|time_conv)\.bias", r"\1/\2_\3/\4/bias", same),
-    Rule(_BLOCK + r"time_conv\.weight", r"\1/\2_\3/time_conv/kernel", time_taps),
-    Rule(_BLOCK + r"resample\.1\.weight", r"\1/\2_\3/resample/kernel", kernel),
-    Rule(_BLOCK + r"resample\.1\.bias", r"\1/\2_\3/resample/bias", same),
-]
-
-UMT5_TABLE = [
-    Rule(r"token_embedding\.weight", r"token_embedding/embedding", same),
-    Rule(_LAYER + r"attn\.(q|k|v|o)\.weight", r"blocks/attn_\2/kernel", kernel),
-    Rule(_LAYER + r"pos_embedding\.embedding\.weight", r"blocks/position_bias", same),
-    Rule(_LAYER + r"ffn\.gate\.0\.weight", r"blocks/ffn_gate/kernel", kernel),
-    Rule(_LAYER + r"ffn\.fc1\.weight", r"blocks/ffn_in/kernel", kernel),
-    Rule(_LAYER + r"ffn\.fc2\.weight", r"blocks/ffn_out/kernel", kernel),
-    Rule(_LAYER + r"norm(1|2)\.weight", r"blocks/norm\2/scale", same),
-    Rule(r"norm\.weight", r"norm/scale", same),
-]
-
+# What wrappers of training put before a name; `model.` leads the names of the few-step checkpoints.
+WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.|^module\.")
 # The published statistics of Wan 2.1's latents, which its checkpoint does not hold.
 WAN_LATENT_STATISTICS = {
     "latent_mean": np.float32(
@@ -136,70 +40,261 @@ WAN_LATENT_STATISTICS = {
 }
 
 
-def from_torch(weights, table, like):
-    """{torch name: array} -> nested parameters with the names and shapes of `like`.
+def from_torch(weights: Mapping[str, np.ndarray], module: str, like) -> dict[str, Any]:
+    """{torch name: array} in memory → nested parameters with the names and shapes of `like` (arrays or shapes).
 
-    `like` is a tree of anything with a shape, such as jax.eval_shape of `init`. Raises UserError for a name
-    that no rule or parameter expects, a missing one, one given twice, or a wrong shape.
+    Raises:
+      UserError: names that are unknown, missing or given twice, or shapes that differ.
     """
-    found = defaultdict(dict)
-    for name, array in weights.items():
-        path, layer, array = place(name, array, table)
-        if layer in found[path]:
-            raise UserError(f"two checkpoint weights map to {path}; the second is {name}.")
-        found[path][layer] = array
+    kinds = {name: Kind(x.shape, x.dtype) for name, x in weights.items()}
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
-    _same_names(set(found), set(shapes))
-    return unflatten({path: _assembled(path, found[path], shape) for path, shape in shapes.items()})
+    entries = to_ours(Source(kinds, lambda name, _: weights[name]), module, shapes)
+    return unflatten(
+        {e.name: np.concatenate([r().reshape(-1) for r in e.reads]).reshape(e.kind.shape) for e in entries}
+    )
 
 
-def place(name, array, table):
-    """Where one torch weight (or its gradient) goes: (path, layer or None, the array in our layout)."""
-    for rule in table:
-        if match := re.fullmatch(rule.pattern, name):
-            layer = match.groupdict().get("layer")
-            return (
-                match.expand(rule.path),
-                None if layer is None else int(layer),
-                _laid_out(rule, name, array),
-            )
-    raise UserError(f"the checkpoint holds {name}, which this model does not know; is it for another model?")
+def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = None) -> list[Entry]:
+    """Our tensors from torch's, layer by layer.
+
+    `shapes` {path: shape} is what the configuration wants; None: what a network of the checkpoint's own sizes has.
+    """
+    table, problems = _table(source.kinds, module), defaultdict(list)
+    placed, laid = defaultdict(dict), {}
+    for name in _without_copies(source.kinds):
+        place = names.ours(WRAPPERS.sub("", name), table)
+        if place is None:
+            problems["unknown"].append(name)
+            continue
+        shape = _laid_out(place.layout.ours, source.kinds[name].shape)
+        if place.layer in placed[place.name]:
+            problems["given twice"].append(name)
+        elif shape is None or laid.setdefault(place.name, shape) != shape:
+            problems["of an unexpected shape"].append(f"{name} {list(source.kinds[name].shape)}")
+        else:
+            placed[place.name][place.layer] = functools.partial(_read, source, name, None, place.layout.ours)
+    found = {path: _stacked(set(layers), laid[path]) for path, layers in placed.items() if layers}
+    for path, shape in found.items():
+        if None not in placed[path]:
+            lacking = sorted(set(range(shape[0])) - placed[path].keys())
+            problems["missing"] += [f"layer {layer} of {path}" for layer in lacking]
+    statistics = {
+        path: x for path, x in WAN_LATENT_STATISTICS.items() if module == "vae" and path not in found
+    }
+    found |= {path: x.shape for path, x in statistics.items()}
+    _check(found, expected(module, found) if shapes is None else shapes, problems)
+    dtype = next(iter(source.kinds.values())).dtype
+    entries = [
+        Entry(path, Kind(found[path], dtype), [layers[i] for i in sorted(layers, key=lambda i: i or 0)])
+        for path, layers in sorted(placed.items())
+    ]
+    return entries + [
+        Entry(path, Kind(x.shape, x.dtype), [functools.partial(np.copy, x)]) for path, x in statistics.items()
+    ]
 
 
-def _laid_out(rule, name, array):
+def to_torch(
+    source: Source, module: str, layout: str = "wan", shapes: Mapping[str, tuple] | None = None
+) -> list[Entry]:
+    """Torch's tensors, under the names of a layout, from ours. The latents' statistics of a VAE stay behind."""
+    if layout not in names.TABLES[module]:
+        raise UserError(
+            f"There is no layout {layout!r} of {module}; choose {' or '.join(names.TABLES[module])}."
+        )
+    entries, problems = [], defaultdict(list)
+    found = {path: kind.shape for path, kind in source.kinds.items()}
+    for path, kind in source.kinds.items():
+        if path in WAN_LATENT_STATISTICS:
+            continue
+        place = names.theirs(path, names.TABLES[module][layout])
+        if place is None:
+            problems["unknown"].append(path)
+            continue
+        name, stacked, layouts = place
+        shape = _laid_out(layouts.theirs, kind.shape[stacked:])
+        if shape is None:
+            problems["of an unexpected shape"].append(f"{path} {list(kind.shape)}")
+            continue
+        for layer in range(kind.shape[0]) if stacked else [None]:
+            read = functools.partial(_read, source, path, layer, layouts.theirs)
+            entries.append(Entry(name(layer), Kind(shape, kind.dtype), [read]))
+    _check(found, expected(module, found) if shapes is None else shapes, problems)
+    return entries
+
+
+def _read(
+    source: Source, name: str, layer: int | None, layout: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    return layout(source.load(name, layer))
+
+
+def _without_copies(found: Mapping) -> list[str]:
+    # T5 shares its embedding, and some of its checkpoints hold it twice.
+    copies = {"encoder.embed_tokens.weight"} if "shared.weight" in found else set()
+    return [name for name in found if name not in copies]
+
+
+def _known(found: Sequence[str], table: Sequence[names.Rule]) -> int:
+    return sum(names.ours(WRAPPERS.sub("", name), table) is not None for name in found)
+
+
+def _table(found: Sequence[str], module: str) -> Sequence[names.Rule]:
+    """The layout of the module that knows most of the names."""
+    return max(names.TABLES[module].values(), key=functools.partial(_known, found))
+
+
+def module_of(found: Sequence[str]) -> tuple[str, bool]:
+    """(dit, vae or umt5, whether the names are ours), by which network knows most of them; UserError when none knows any."""
+    counts = {}
+    for module, tables in names.TABLES.items():
+        counts[module, False] = _known(found, _table(found, module))
+        counts[module, True] = sum(names.theirs(name, tables["wan"]) is not None for name in found)
+    best = max(counts, key=counts.get)
+    if not counts[best]:
+        raise UserError(
+            f"No network here has a weight named {min(found, default='(none)')}; is it another model?"
+        )
+    return best
+
+
+def _laid_out(layout: Callable[[np.ndarray], np.ndarray], shape: tuple) -> tuple | None:
+    """The shape that a layout gives, by an array that takes no memory; None if it takes no such shape."""
     try:
-        return rule.layout(array)
-    except (ValueError, IndexError) as error:
-        raise UserError(f"checkpoint weight {name} has an unexpected shape {tuple(array.shape)}.") from error
+        return layout(np.broadcast_to(np.float32(0), shape)).shape
+    except (ValueError, IndexError):
+        return None
 
 
-def _same_names(found, expected):
-    if missing := sorted(expected - found):
+def _stacked(layers: set[int | None], shape: tuple) -> tuple:
+    return shape if None in layers else (1 + max(layers), *shape)
+
+
+def expected(module: str, found: Mapping[str, tuple], settings=None) -> dict[str, tuple]:
+    """{path: shape} of the network that a config describes, or else of one with the sizes that `found` shows."""
+    try:
+        like = _networks(found, settings)[module]()
+    except KeyError as error:
         raise UserError(
-            f"the checkpoint lacks {len(missing)} parameters of this configuration: {_some(missing)}."
-        )
-    if unknown := sorted(found - expected):
+            f"The checkpoint lacks {error.args[0]}, which tells the sizes; is it whole?"
+        ) from error
+    return {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
+
+
+def _networks(found: Mapping[str, tuple], settings) -> dict[str, Callable[[], Any]]:
+    key = jax.random.key(0)
+
+    def of_dit():
+        if settings is not None:
+            sizes = config.build(dit.DiTConfig, settings, "dit")
+        else:
+            rows, dim = found["patch_embedding/kernel"]
+            layers, _, ffn = found["blocks/ffn_in/kernel"]
+            text, freq = found["text_in/kernel"][0], found["time_in/kernel"][0]
+            sizes = dict(dim=dim, ffn_dim=ffn, num_heads=1, num_layers=layers, text_dim=text, freq_dim=freq)
+            sizes = dit.DiTConfig(**sizes, text_len=1, in_dim=rows // 4)
+        return jax.eval_shape(functools.partial(dit.init, sizes), key)
+
+    def of_vae():
+        sizes = VAEConfig(dim=96) if settings is None else config.build(VAEConfig, settings, "vae")
+        video = jnp.zeros((1, 1, 8, 8, 3))
+        return jax.eval_shape(VAE(sizes).init, key, video)["params"]
+
+    def of_umt5():
+        vocab, dim = found["token_embedding/embedding"]
+        (layers, _, attn), ffn = found["blocks/attn_q/kernel"], found["blocks/ffn_in/kernel"][-1]
+        _, buckets, heads = found["blocks/position_bias"]
+        sizes = umt5.UMT5Config(vocab, dim, attn, ffn, heads, layers, buckets)
+        return jax.eval_shape(functools.partial(umt5.init, sizes), key)
+
+    return {"dit": of_dit, "vae": of_vae, "umt5": of_umt5}
+
+
+def _check(found: Mapping[str, tuple], wanted: Mapping[str, tuple], problems: dict[str, list[str]]) -> None:
+    """UserError that lists all that does not fit, ten names of each kind."""
+    problems["missing"] += sorted(wanted.keys() - found.keys())
+    problems["unknown"] += sorted(found.keys() - wanted.keys())
+    differing = [path for path in wanted.keys() & found.keys() if wanted[path] != found[path]]
+    problems["of an unexpected shape"] += [
+        f"{path} {list(found[path])} in place of {list(wanted[path])}" for path in sorted(differing)
+    ]
+    told = [
+        f"{len(listed)} {what} ({', '.join(listed[:10])}{', …' if len(listed) > 10 else ''})"
+        for what, listed in problems.items()
+        if listed
+    ]
+    if told:
         raise UserError(
-            f"the checkpoint holds {len(unknown)} parameters that this configuration lacks: {_some(unknown)}."
+            f"The checkpoint is not of this network: weights {'; '.join(told)}; nothing was written."
         )
 
 
-def _some(names, most=5):
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def save(path: Path, entries: list[Entry]) -> None:
+    """Writes .safetensors, or for PyTorch .pth (names and tensors) or .pt ({"generator": …} with `model.` before names)."""
+    if path.suffix not in (".pt", ".pth"):
+        return tensorfile.write(path, entries)
+    torch = tensorfile.torch_module()
+    tensors = {entry.name: _tensor(torch, entry.reads[0]()) for entry in entries}
+    if path.suffix == ".pt":
+        tensors = {"generator": {f"model.{name}": tensor for name, tensor in tensors.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    torch.save(tensors, unfinished)
+    unfinished.replace(path)
 
 
-def _assembled(path, layers, shape):
-    if None in layers:
-        array = layers[None]
+def _tensor(torch, array: np.ndarray):
+    array = np.array(array, order="C")  # torch wants memory that it may write
+    if array.dtype == jnp.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def convert(src: Path, dst: Path, part: str | None = None, layout: str = "wan", settings=None) -> Path:
+    """Converts a checkpoint, whichever way its names ask for, and says where it is. `settings`: a config it has to fit."""
+    source = tensorfile.read(src, part)
+    module, is_ours = module_of(list(source.kinds))
+    shapes = None if settings is None else expected(module, {}, settings)
+    if is_ours:
+        if dst.suffix not in (".safetensors", ".pt", ".pth"):
+            raise UserError(f"{src} goes to PyTorch: give a .safetensors, .pt or .pth file, not {dst}.")
+        entries = to_torch(source, module, layout, shapes)
     else:
-        expected = set(range(shape[0]))
-        if set(layers) != expected:
-            wrong = sorted(expected ^ set(layers))
-            raise UserError(f"{path} has {shape[0]} layers here; the checkpoint differs in layers {wrong}.")
-        sizes = {layers[i].shape for i in layers}
-        if len(sizes) > 1:
-            raise UserError(f"the layers of {path} differ in shape in the checkpoint: {sorted(sizes)}.")
-        array = np.stack([layers[i] for i in range(shape[0])])
-    if array.shape != shape:
-        raise UserError(f"{path} has shape {shape} here but {array.shape} in the checkpoint.")
-    return np.ascontiguousarray(array)
+        dst = dst if dst.suffix == ".safetensors" else dst / f"{module}.safetensors"
+        entries = to_ours(source, module, shapes)
+    save(dst, entries)
+    return dst
+
+
+@exit_cleanly
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rfjax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("src", type=Path, help="a file, an index of shards, or a folder that holds one of them")
+    add(
+        "dst", type=Path, help="from PyTorch: a folder or .safetensors; to PyTorch: .safetensors, .pt or .pth"
+    )
+    add(
+        "--part",
+        help=f"which network of a .pt file (default the first there is of {', '.join(tensorfile.PARTS)})",
+    )
+    add(
+        "--layout",
+        default="wan",
+        help="names on the way to PyTorch: wan, diffusers, transformers (default wan)",
+    )
+    add(
+        "--config",
+        help="a config that the checkpoint has to fit (default: sizes are read off; the VAE's are Wan's)",
+    )
+    args = parser.parse_args(argv)
+    settings = config.load(args.config) if args.config else None
+    path = convert(args.src, args.dst, args.part, args.layout, settings)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rfjax import attention, convert, dit, flow, losses, rollout, teacher, training_rollout, tree, umt5
+from rfjax import attention, convert, dit, flow, losses, names, rollout, teacher, training_rollout, tree, umt5
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.golden import Arrays, Golden
 
@@ -49,19 +49,25 @@ def compare(name: str, ours: Any, theirs: np.ndarray, gradient: bool = False) ->
     return Comparison(name, float(error), bool(error <= bound))
 
 
-def compare_gradients(case: str, golden: Golden, arrays: Arrays, names: dict[str, str], gradient: Any):
+def compare_gradients(case: str, golden: Golden, arrays: Arrays, held: dict[str, str], gradient: Any):
     """Gradients of single weights: {name in the file: official name} against the tree of ours."""
-    if not names:
+    if not held:
         raise UserError(
             f"{arrays.path} holds no gradient for {case}; give a complete directory of reference numbers."
         )
     ours = tree.flatten(gradient)
-    for name, official in names.items():
-        path, layer, theirs = convert.place(official, arrays.take(name), convert.DIT_TABLE)
+    for name, official in held.items():
+        place, theirs = names.ours(official, names.WAN_DIT), arrays.take(name)
+        if place is None:
+            raise UserError(f"{name!r} in {arrays.path} is of a weight that no transformer here has.")
+        path, layer, layout = place
         if layer is not None and layer >= golden.dit.config.num_layers:
             raise UserError(f"{name!r} in {arrays.path} is of a layer that config.json does not have.")
         yield compare(
-            f"{case}.grad.{official}", ours[path] if layer is None else ours[path][layer], theirs, True
+            f"{case}.grad.{official}",
+            ours[path] if layer is None else ours[path][layer],
+            layout.ours(theirs),
+            True,
         )
 
 
@@ -74,7 +80,7 @@ def nearest_in_table(t: np.ndarray, shift: float) -> np.ndarray:
 def dit_params(golden: Golden, name: str) -> dict[str, Any]:
     """The transformer weights NAME.safetensors as our parameters."""
     like = jax.eval_shape(functools.partial(dit.init, golden.dit.config), jax.random.key(0))
-    return convert.from_torch(golden.weights(name), convert.DIT_TABLE, like)
+    return convert.from_torch(golden.weights(name), "dit", like)
 
 
 # The cases, a generator of comparisons each
@@ -194,8 +200,8 @@ def rolling_training(golden: Golden) -> Iterator[Comparison]:
         kept = carries_gradient(golden.rollout, noise.shape[1], exit_step)
         yield compare(f"{case}.output", ours[:, :frames] * kept.reshape(1, -1, 1, 1, 1), theirs)
         prefix = f"{clip}_grad."
-        names = {name: name.removeprefix(prefix) for name in arrays.content if name.startswith(prefix)}
-        yield from compare_gradients(case, golden, arrays, names, gradient)
+        held = {name: name.removeprefix(prefix) for name in arrays.content if name.startswith(prefix)}
+        yield from compare_gradients(case, golden, arrays, held, gradient)
 
 
 def dmd(golden: Golden) -> Iterator[Comparison]:
@@ -225,9 +231,9 @@ def critic(golden: Golden) -> Iterator[Comparison]:
 
     loss, gradient = loss_of(params, arrays.context("context"))
     yield compare("critic.loss", loss, arrays.take("loss", ""))
-    names = {f"grad_{name.replace('.', '_')}": name for name in golden.weights("fake_dit")}
-    names = {name: official for name, official in names.items() if name in arrays.content}
-    yield from compare_gradients("critic", golden, arrays, names, gradient)
+    held = {f"grad_{name.replace('.', '_')}": name for name in golden.weights("fake_dit")}
+    held = {name: official for name, official in held.items() if name in arrays.content}
+    yield from compare_gradients("critic", golden, arrays, held, gradient)
 
 
 def vae(golden: Golden) -> Iterator[Comparison]:
@@ -238,7 +244,7 @@ def vae(golden: Golden) -> Iterator[Comparison]:
     latents = np.moveaxis(arrays.take("latents", "B Z frames rows columns"), 1, -1)
     reconstruction = np.moveaxis(arrays.take("reconstruction", "B C frames height width"), 1, -1)
     like = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
-    params = convert.from_torch(golden.weights("vae") | statistics, convert.VAE_TABLE, like)
+    params = convert.from_torch(golden.weights("vae") | statistics, "vae", like)
     call = jax.jit(lambda name, *args: model.apply({"params": params}, *args, method=name), static_argnums=0)
 
     yield compare("vae.encode", call("normalise", call("encode", video)[0]), latents)
@@ -258,7 +264,7 @@ def text(golden: Golden) -> Iterator[Comparison]:
     arrays = golden.arrays("umt5", D=model.config.dim)
     ids, mask = (arrays.take(name, "B tokens").astype(np.int32) for name in ("ids", "mask"))
     like = jax.eval_shape(functools.partial(umt5.init, model.config), jax.random.key(0))
-    params = convert.from_torch(golden.weights("umt5"), convert.UMT5_TABLE, like)
+    params = convert.from_torch(golden.weights("umt5"), "umt5", like)
     told = np.float32(mask)[..., None]  # what stands at padding means nothing
     hidden = jax.jit(model.apply)({"params": params}, ids, mask.astype(bool))
     yield compare("umt5.hidden", told * hidden, told * arrays.take("hidden", "B tokens D"))

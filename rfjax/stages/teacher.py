@@ -1,6 +1,8 @@
 """Stage `teacher`: the bidirectional transformer, by flow matching on clips of latents (arXiv 2210.02747, 2503.20314).
 
-One noise level a clip, from the shifted training table, all of equal weight. A tenth of the captions is dropped, for guidance.
+Noise levels are from the shifted training table, all of equal weight: one a clip, but in half of the clips one a block
+(Diffusion Forcing, 2407.01392). Where all frames are as noisy, each is read by itself; clearer ones beside noisy ones
+teach attention to look along time. A tenth of the captions is dropped, for guidance.
 """
 
 import functools
@@ -13,6 +15,7 @@ from rfjax import state as train
 from rfjax.stages import latent
 
 DROPPED = 0.1  # share of clips that learn without their caption
+FORCED = 0.5  # share of clips whose blocks have noise levels of their own
 
 
 def init(config, key):
@@ -27,22 +30,31 @@ def data(config):
 
 def update(config):
     """f(state, batch, step) → (state, metrics)."""
-    dit, (optimizer, options) = latent.parts(config).dit, latent.optimizer(config)
+    parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step_once(state, batch, step):
         x0, context = batch["latents"].astype(jnp.float32), batch["context"]
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
-        t, _ = losses.table_draw(jax.random.uniform(keys[0], x0.shape[:1]), config.rollout.shift)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
+        t = levels(parts.rollout, keys[3], keys[0], *x0.shape[:2])
         keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
         noise = jax.random.normal(keys[2], x0.shape)
 
         def objective(params):
-            return losses.diffusion_loss(dit, params, x0, jnp.where(keep, context, 0.0), t, noise)
+            return losses.diffusion_loss(parts.dit, params, x0, jnp.where(keep, context, 0.0), t, noise)
 
         return train.descend(state, objective, optimizer, options)
 
     return step_once
+
+
+def levels(rollout, kind_key, key, batch, frames):
+    """Timesteps [B, F]: of a clip, or for FORCED of the clips of each block."""
+    block_frames = rollout.block_frames
+    uniform = jax.random.uniform(key, (batch, -(-frames // block_frames)))
+    forced = jax.random.uniform(kind_key, (batch, 1)) < FORCED
+    uniform = jnp.where(forced, uniform, uniform[:, :1])
+    return losses.table_draw(jnp.repeat(uniform, block_frames, 1)[:, :frames], rollout.shift)[0]
 
 
 def generate(config):
