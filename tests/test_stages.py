@@ -20,7 +20,9 @@ from rfjax import checkpoint, config, data, dit, flow, sharding, teacher
 from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
+from rfjax.rollout import RolloutConfig
 from rfjax.stages import STAGES, distill, latent
+from rfjax.stages import teacher as teacher_stage
 from rfjax.vae import VAE, VAEConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -259,6 +261,20 @@ def test_second_run_of_the_data_command_makes_only_what_is_missing(folder):
     there = {record["caption"] for record in records(first)}
     assert len(records(second)) == 4 and any(record["caption"] not in there for record in records(second))
     os.remove(second)
+
+
+def test_noise_levels_of_the_teacher_are_one_a_clip_or_one_a_block():
+    rollout = RolloutConfig(block_frames=2, shift=5.0)
+    t = np.asarray(teacher_stage.levels(rollout, jax.random.key(0), jax.random.key(1), 4000, 7))
+    assert t.shape == (4000, 7)
+    np.testing.assert_array_equal(t[:, 0:6:2], t[:, 1:6:2])
+    uniform = (t == t[:, :1]).all(1)
+    assert abs(uniform.mean() - (1 - teacher_stage.FORCED)) < 0.03
+    sigma = t / 1000  # undo the shift: what was drawn is uniform, for clips and for blocks
+    for drawn in (sigma[uniform, 0], sigma[~uniform, 0], sigma[~uniform, 6]):
+        flat = drawn / (5 - 4 * drawn)
+        np.testing.assert_allclose(np.quantile(flat, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+    assert abs(np.corrcoef(sigma[~uniform][:, [0, 6]].T)[0, 1]) < 0.05
 
 
 # Distillation's crop
