@@ -137,7 +137,7 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
                 f"{path}: {name} is {list(found[name].shape)}, but this network needs {list(leaf.shape)}; "
                 "give the config it was trained with."
             )
-    return tree.unflatten({name: found[name].astype(leaf.dtype) for name, leaf in wanted.items()})
+    return tree.unflatten({name: found[name].astype(leaf.dtype, copy=False) for name, leaf in wanted.items()})
 
 
 def _kind(leaf) -> str:

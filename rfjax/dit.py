@@ -86,7 +86,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
-        return (x32 * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+        return (x32 * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)).astype(x.dtype)
 
 
 def layer_norm(x: Array, eps: float) -> Array:

@@ -11,7 +11,7 @@ FLOORS = [
     "attention compilation config conv flow names rope shapes tensorfile tree",
     "detect dit text vae video",
     "cache checkpoint metrics score sharding teacher umt5",
-    "rollout",
+    "prompts rollout",
     "convert data golden losses sampler state training_rollout",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
