@@ -86,13 +86,15 @@ class FrameConv(nn.Module):
 
     features: int
     stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", _kernel_init, (3, 3, x.shape[-1], self.features))
         # A strided convolution pads only the right and the bottom edge.
         padding = "SAME" if self.stride == 1 else ((0, 1), (0, 1))
-        return conv2d(x, kernel, self.stride, padding) + _bias(self, self.features, x.ndim)
+        y = conv2d(x, kernel, self.stride, padding)
+        return y + _bias(self, self.features, x.ndim) if self.use_bias else y
 
 
 class RMSNorm(nn.Module):

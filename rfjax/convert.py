@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import config, dit, names, tensorfile, umt5
+from rfjax import config, dit, names, tensorfile, tiny_vae, umt5
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.tensorfile import Entry, Kind, Source
 from rfjax.tree import flatten, unflatten
@@ -27,6 +27,8 @@ from rfjax.vae import VAE, VAEConfig
 
 # What wrappers of training put before a name; `model.` leads the names of the few-step checkpoints.
 WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.|^module\.")
+# What a checkpoint holds beside the network we have: of TAEHV, the encoder.
+BESIDE = {"tiny": re.compile(r"encoder\.\d+\..*")}
 # The published statistics of Wan 2.1's latents, which its checkpoint does not hold.
 WAN_LATENT_STATISTICS = {
     "latent_mean": np.float32(
@@ -62,6 +64,8 @@ def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = No
     table, problems = _table(source.kinds, module), defaultdict(list)
     placed, laid = defaultdict(dict), {}
     for name in _without_copies(source.kinds):
+        if module in BESIDE and BESIDE[module].fullmatch(name):
+            continue
         place = names.ours(WRAPPERS.sub("", name), table)
         if place is None:
             problems["unknown"].append(name)
@@ -94,9 +98,10 @@ def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = No
 
 
 def to_torch(
-    source: Source, module: str, layout: str = "wan", shapes: Mapping[str, tuple] | None = None
+    source: Source, module: str, layout: str | None = None, shapes: Mapping[str, tuple] | None = None
 ) -> list[Entry]:
     """Torch's tensors, under the names of a layout, from ours. The latents' statistics of a VAE stay behind."""
+    layout = layout or next(iter(names.TABLES[module]))
     if layout not in names.TABLES[module]:
         raise UserError(
             f"There is no layout {layout!r} of {module}; choose {' or '.join(names.TABLES[module])}."
@@ -144,11 +149,12 @@ def _table(found: Sequence[str], module: str) -> Sequence[names.Rule]:
 
 
 def module_of(found: Sequence[str]) -> tuple[str, bool]:
-    """(dit, vae or umt5, whether the names are ours), by which network knows most of them; UserError when none knows any."""
+    """(dit, vae, umt5 or tiny, whether the names are ours), by which network knows most of them; UserError when none knows any."""
     counts = {}
     for module, tables in names.TABLES.items():
         counts[module, False] = _known(found, _table(found, module))
-        counts[module, True] = sum(names.theirs(name, tables["wan"]) is not None for name in found)
+        table = next(iter(tables.values()))
+        counts[module, True] = sum(names.theirs(name, table) is not None for name in found)
     best = max(counts, key=counts.get)
     if not counts[best]:
         raise UserError(
@@ -206,7 +212,16 @@ def _networks(found: Mapping[str, tuple], settings) -> dict[str, Callable[[], An
         sizes = umt5.UMT5Config(vocab, dim, attn, ffn, heads, layers, buckets)
         return jax.eval_shape(functools.partial(umt5.init, sizes), key)
 
-    return {"dit": of_dit, "vae": of_vae, "umt5": of_umt5}
+    def of_tiny():
+        depths = sorted(path for path in found if re.fullmatch(r"conv_\d+/kernel", path))
+        widths = (found["conv_in/kernel"][-1], *(found[path][-1] for path in depths))
+        z_dim = found["conv_in/kernel"][-2]
+        upsample = tuple(shape[1] == 2 * shape[0] for path, shape in sorted(found.items()) if "grow" in path)
+        sizes = tiny_vae.TinyVAEConfig(z_dim, widths, upsample)
+        latents = jnp.zeros((1, 1, 1, 1, z_dim))
+        return jax.eval_shape(tiny_vae.TinyDecoder(sizes).init, key, latents)["params"]
+
+    return {"dit": of_dit, "vae": of_vae, "umt5": of_umt5, "tiny": of_tiny}
 
 
 def _check(found: Mapping[str, tuple], wanted: Mapping[str, tuple], problems: dict[str, list[str]]) -> None:
@@ -249,7 +264,7 @@ def _tensor(torch, array: np.ndarray):
     return torch.from_numpy(array)
 
 
-def convert(src: Path, dst: Path, part: str | None = None, layout: str = "wan", settings=None) -> Path:
+def convert(src: Path, dst: Path, part: str | None = None, layout: str | None = None, settings=None) -> Path:
     """Converts a checkpoint, whichever way its names ask for, and says where it is. `settings`: a config it has to fit."""
     source = tensorfile.read(src, part)
     module, is_ours = module_of(list(source.kinds))

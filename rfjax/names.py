@@ -251,8 +251,24 @@ def diffusers_vae(res_blocks: int = 2, levels: int = 4) -> list[Rule]:
     return rules
 
 
+def taehv(levels: int = 3) -> list[Rule]:
+    """The decoder, which TAEHV counts through with all that has no weights; each level has 3 memory blocks and 3 more parts."""
+    rules = _linear("decoder.1", "conv_in") + _linear(f"decoder.{6 * levels + 4}", "conv_out")
+    for level in range(levels):
+        first = 3 + 6 * level
+        for block in range(3):
+            for part in range(3):
+                rules += _linear(
+                    f"decoder.{first + block}.conv.{2 * part}", f"memory_{level}_{block}/conv{part + 1}"
+                )
+        rules.append(Rule(f"decoder.{first + 4}.conv.weight", f"grow_{level}/kernel", pointwise(2)))
+        rules.append(Rule(f"decoder.{first + 5}.weight", f"conv_{level}/kernel", KERNEL))
+    return rules
+
+
 TABLES = {
     "dit": {"wan": WAN_DIT, "diffusers": DIFFUSERS_DIT},
     "vae": {"wan": WAN_VAE, "diffusers": diffusers_vae()},
+    "tiny": {"taehv": taehv()},
     "umt5": {"wan": WAN_UMT5, "transformers": TRANSFORMERS_UMT5},
 }
