@@ -1,7 +1,10 @@
 """ODE initialisation of the small world's causal student, from the teacher's guided trajectories.
 
-python -m rfjax.data ode-pairs --config configs/shapes_ode.py
-python train.py --config configs/shapes_ode.py --workdir runs/ode
+    python -m rfjax.data ode-pairs --config configs/shapes_ode.py
+    python train.py --config configs/shapes_ode.py --workdir runs/ode
+
+Expected: rolled out for 5 s, colour, background and size right, shape in 9 clips of 10. 4 minutes for 640 trajectories and 4 for
+the training on 2 CPU cores (2.7 steps a second).
 """
 
 import runpy
@@ -17,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "ode",
         variant,
         quick={"steps": 300, "shards": 2},
-        steps=1000,
+        steps=600,
         batch_size=8,
         frames=21,
         method="rolling",
@@ -30,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "clip": 1.0,
             "ema_decay": 0.995,
         },
-        save_every=500,
+        save_every=300,
         data="data/ode",
         made_by="python -m rfjax.data ode-pairs --config configs/shapes_ode.py",
         teacher="runs/teacher_long/dit.safetensors",

@@ -1,7 +1,10 @@
 """The small world's bidirectional teacher, first part: short clips (6 latent frames), where appearance is learnt cheaply.
 
-python -m rfjax.data latents --config configs/shapes_teacher.py
-python train.py --config configs/shapes_teacher.py --workdir runs/teacher
+    python -m rfjax.data latents --config configs/shapes_teacher.py
+    python train.py --config configs/shapes_teacher.py --workdir runs/teacher
+
+Expected: after 4,000 steps, on held-out captions, colour, background and size right, shape in about 8 clips of 10; motion is not
+judged on clips this short. 5 minutes for the latents and 20 for the training on 2 CPU cores (3.4 steps a second).
 """
 
 import runpy
@@ -17,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "teacher",
         variant,
         quick={"steps": 1600, "shards": 6},
-        steps=6000,
+        steps=4000,
         batch_size=24,
         frames=6,
         init_from="",

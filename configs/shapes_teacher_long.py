@@ -1,6 +1,9 @@
 """The small world's bidirectional teacher, second part: clips of 21 latent frames (5 s), from the first part's weights.
 
-python train.py --config configs/shapes_teacher_long.py --workdir runs/teacher_long
+    python train.py --config configs/shapes_teacher_long.py --workdir runs/teacher_long
+
+Expected: on held-out captions, colour, background and size right, shape in 8 clips of 10; paths are smooth, but the named motion is
+recognised in 2 clips of 10 only. 50 minutes on 2 CPU cores (2.7 steps a second).
 """
 
 import runpy
@@ -16,13 +19,13 @@ def get_config(variant: str = "") -> ConfigDict:
         "teacher",
         variant,
         quick={"steps": 500},
-        steps=3000,
+        steps=8000,
         batch_size=8,
         frames=21,
         init_from="runs/teacher/dit.safetensors",
         optimizer={
             "name": "muon",
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "warmup": 100,
             "final": 0.1,
             "clip": 1.0,
@@ -30,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         },
         guidance=2.0,
         solver_steps=15,
-        save_every=1000,
+        save_every=2000,
         data="data/latents",
         made_by="python -m rfjax.data latents --config configs/shapes_teacher.py",
     )
