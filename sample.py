@@ -88,7 +88,6 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
         if not prompts:
             raise UserError(f"{args.prompts_file} holds no prompt; write one a line.")
     elif not prompts:
-        print(f'No --prompt given: showing "{default}".')
         prompts = [default]
     for prompt in prompts:
         if not prompt.strip():
@@ -170,6 +169,8 @@ def stream(
             collected = stack.enter_context(latents_file(args.save_latents))
             model = sampler.load(settings, args.weights)
             latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method)
+            if not (args.prompt or args.prompts_file):
+                print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
     except BaseException:
         for writer in itertools.chain(*clips):
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"')
     compiling = compile_seconds()
     print(
-        f"First frame after {first:.1f} s; {compiling:.1f} s went into compiling; then {rate:.1f} frames/s."
+        f"First frame after {first:.1f} s; {compiling:.1f} s went into compiling or loading programs; then {rate:.1f} frames/s."
     )
 
 

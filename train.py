@@ -31,6 +31,7 @@ def train(config, workdir: Path) -> None:
     stage = STAGES[config.stage]
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
     batches = data.iterate(stage.data(config))
+    workdir.mkdir(parents=True, exist_ok=True)
     kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage)
     state, start = begin(config, stage, mesh, kept, batches)
     update, stop = stage.update(config), stop_signal()
@@ -139,19 +140,20 @@ def parse(argv):
         while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps what it caught
             cause = cause.args[0]
         said = " ".join(str(cause.args[0] if cause.args else cause).split())
-        said = re.sub(
-            r"^'(\w+)'", r"the config has no field '\1'.", said
-        )  # ml_collections gives its bare name
+        # ml_collections gives a bare name, and the near one with the bare one again.
+        said = re.sub(r"^'(\w+)'", r"the config has no field '\1'.", said)
+        said = re.sub(r'Did you mean "(\w+)" instead of "\w+"', r"Did you mean '\1'", said)
         raise UserError(f"A flag is wrong: {said}") from error
 
 
 def main(_) -> None:
     if CONFIG.value is None or WORKDIR.value is None:
-        raise UserError("Give --config FILE and --workdir FOLDER; configs/ holds the configs.")
+        raise UserError(
+            "Give --config FILE and --workdir FOLDER, such as --config configs/shapes_debug.py --workdir runs/debug."
+        )
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     if config.get("stage") not in STAGES:
         raise UserError(f"config.stage must be one of {', '.join(STAGES)}, not {config.get('stage')!r}.")
-    workdir.mkdir(parents=True, exist_ok=True)
     compilation.keep_programs()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
     train(config, workdir)

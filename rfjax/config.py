@@ -35,6 +35,8 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
         config = runpy.run_path(str(path))["get_config"](*[variant] if colon else [])
     except UserError:
         raise
+    except ValueError as error:  # the file says itself what is wrong
+        raise UserError(f"The config {path} says: {error}.") from error
     except Exception as error:  # whatever a user's file may raise
         raise UserError(f"The config {path} fails with {type(error).__name__}: {error}.") from error
     if not isinstance(config, ml_collections.ConfigDict):

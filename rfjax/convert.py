@@ -4,7 +4,8 @@
     python -m rfjax.convert rolling_forcing_dmd.pt weights/                 → weights/dit.safetensors, the averaged generator
     python -m rfjax.convert runs/distill/dit.safetensors student.pt         and back, under the official names
 
-Read: .safetensors (whole, in shards, or a folder), .pt, .pth; the layouts of Wan, diffusers and transformers.
+The names in SRC tell which way. Read: .safetensors (whole, in shards, or a folder), .pt and .pth (these need the extra `convert`);
+the layouts of Wan, diffusers and transformers.
 """
 
 import argparse
@@ -265,7 +266,10 @@ def _tensor(torch, array: np.ndarray):
 
 
 def convert(src: Path, dst: Path, part: str | None = None, layout: str | None = None, settings=None) -> Path:
-    """Converts a checkpoint, whichever way its names ask for, and says where it is. `settings`: a config it has to fit."""
+    """Converts a checkpoint, to PyTorch where its names are ours and else from it, and says where it is.
+
+    `settings` is a config that it has to fit.
+    """
     source = tensorfile.read(src, part)
     module, is_ours = module_of(list(source.kinds))
     shapes = None if settings is None else expected(module, {}, settings)
@@ -277,6 +281,7 @@ def convert(src: Path, dst: Path, part: str | None = None, layout: str | None = 
         dst = dst if dst.suffix == ".safetensors" else dst / f"{module}.safetensors"
         entries = to_ours(source, module, shapes)
     save(dst, entries)
+    print(f"{len(source.kinds)} tensors of {module}, {'ours → PyTorch' if is_ours else 'PyTorch → ours'}")
     return dst
 
 

@@ -75,7 +75,7 @@ def read(path: str | os.PathLike, part: str | None = None) -> Source:
                 piece = file.get_slice(name)
                 kinds[name], where[name] = _kind(path, name, piece), file
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy it again.") from error
+        raise UserError(f"{path} is damaged or not what its name says ({error}); copy it again.") from error
 
     def load(name: str, layer: int | None = None) -> np.ndarray:
         return where[name].get_tensor(name) if layer is None else where[name].get_slice(name)[layer]

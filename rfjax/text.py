@@ -66,14 +66,14 @@ class WordEncoder:
     def _words(self, caption):
         words = _SEPARATORS.sub(" ", str(caption).lower()).split()
         if not words:
-            raise UserError(f"the prompt is empty: write one like {shapes.PROMPTS[0]!r}")
+            raise UserError(f"The prompt is empty: write one like {shapes.PROMPTS[0]!r}")
         unknown = sorted({word for word in words if word not in _INDEX})
         if unknown:
             raise UserError(
-                f"unknown in the prompt: {', '.join(unknown)}; known words: {', '.join(VOCABULARY)}"
+                f"Unknown in the prompt: {', '.join(unknown)}; known words: {', '.join(VOCABULARY)}"
             )
         if len(words) > self.text_len:
-            raise UserError(f"the prompt has {len(words)} words: use {self.text_len} or fewer")
+            raise UserError(f"The prompt has {len(words)} words: use {self.text_len} or fewer")
         return words
 
 

@@ -236,11 +236,12 @@ class SheetWriter(Writer):
         step_x, step_y = width + self.GAP, height + self.LABEL + self.GAP
         sheet = Image.new("RGB", (columns * step_x + self.GAP, rows * step_y + self.GAP), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+        digits = 1 if self._stride * 2 >= self.fps else 2
         for cell, (index, frame) in enumerate(self._kept):
             x, y = self.GAP + cell % columns * step_x, self.GAP + cell // columns * step_y
             filtering = Image.Resampling.NEAREST if ratio >= 1 else Image.Resampling.BOX
             sheet.paste(Image.fromarray(frame).resize((width, height), filtering), (x, y))
-            draw.text((x, y + height + 1), f"{float(index / self.fps):.1f} s", fill="black", font=font)
+            draw.text((x, y + height + 1), f"{float(index / self.fps):.{digits}f} s", fill="black", font=font)
         return sheet
 
 

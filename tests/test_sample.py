@@ -42,7 +42,7 @@ class FakeSampler:
 
     def latents(self, prompts, seed, num_frames, method):
         if "dragon" in " ".join(prompts):
-            raise UserError("unknown in the prompt: dragon")
+            raise UserError("Unknown in the prompt: dragon")
         blocks = -(-num_frames // 3)
         return (np.full((len(prompts), 3, 2, 2, 1), block) for block in range(blocks))
 
@@ -143,7 +143,7 @@ def test_a_default_prompt_is_told(fake, capsys):
     "arguments, says",
     [
         (["--prompt", " "], "prompt is empty"),
-        (["--prompt", "a dragon"], "unknown in the prompt: dragon"),
+        (["--prompt", "a dragon"], "Unknown in the prompt: dragon"),
         (["--seconds", "0"], "--seconds"),
         (["--seconds", "-1"], "--seconds"),
         (["--seconds", "nan"], "--seconds"),

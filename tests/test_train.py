@@ -96,7 +96,7 @@ def command(*flags):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--config", DEBUG, "--workdir", "{}/w", "--config.stepz=3"], 'Did you mean "steps"'),
+        (["--config", DEBUG, "--workdir", "{}/w", "--config.stepz=3"], "Did you mean 'steps'?"),
         (["--config", "configs/shapes_debu.py", "--workdir", "{}/w"], "did you mean configs/shapes_debug.py"),
         (["--config", "configs/shapes.py", "--workdir", "{}/w"], "config.stage must be one of"),
         (["--config", DEBUG, "--workdir", "{}/file/w"], "Not a directory"),

@@ -66,7 +66,7 @@ def records(folder, batch_size, made_by, seed=0):
     """
     shards = sorted(str(path) for path in Path(folder).glob(f"*{SUFFIX}"))
     if not shards:
-        raise UserError(f"there are no records in {folder}: make them with `{made_by}`")
+        raise UserError(f"There are no records in {folder}: make them with `{made_by}`")
     try:
         source = grain.sources.ArrayRecordDataSource(shards)
         count = len(source)
