@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "distill",
         variant,
         quick={"steps": 60},
-        steps=400,
+        steps=100,
         batch_size=4,
         critic_steps=5,
         critic_warmup=20,

@@ -161,7 +161,7 @@ def _sample_thing(rng, name):
     heading = rng.uniform(0, 2 * np.pi)
     orbit = min(SPAN / 2 - outer, 17.0) * rng.uniform(0.75, 1.0)
     reach = outer + orbit * (name.motion == "orbiting")  # keeps the whole path inside the frame
-    slow, fast = (0.8, 1.4) if name.motion == "orbiting" else (0.8, 1.5)
+    slow, fast = (1.0, 2.0) if name.motion == "orbiting" else (1.2, 2.5)
     return Thing(
         name=name,
         says_size=bool(rng.uniform() < 0.7),
@@ -171,7 +171,7 @@ def _sample_thing(rng, name):
         pattern_period=rng.uniform(9.0, 13.0),
         pattern_phase=rng.uniform(0, 2 * np.pi, 2),
         start=rng.uniform(reach, SPAN - reach, 2),
-        velocity=rng.uniform(12.0, 22.0) * np.array([np.cos(heading), np.sin(heading)]),
+        velocity=rng.uniform(18.0, 36.0) * np.array([np.cos(heading), np.sin(heading)]),
         rate=rng.uniform(slow, fast) * rng.choice([-1.0, 1.0]),
         angle=rng.uniform(0, 2 * np.pi),
         orbit=orbit,

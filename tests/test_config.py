@@ -1,12 +1,15 @@
 """Config files and sections: what is wrong is named, and close names are offered."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from rfjax import config
 from rfjax.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +62,21 @@ def test_a_misspelt_file_is_guessed(tmp_path):
         config.load(tmp_path / "shape.py")
     with pytest.raises(UserError, match="There is no config"):
         config.load(tmp_path / "missing" / "shapes.py")
+
+
+STAGES = ("vae_images", "vae", "teacher", "teacher_long", "ode", "distill")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_quick_variant_is_shorter_and_keeps_to_files_of_its_own(stage):
+    full, quick = (config.load(f"{CONFIGS}/shapes_{stage}.py{variant}") for variant in ("", ":quick"))
+    assert quick.steps < full.steps and quick.dit == full.dit and quick.vae == full.vae
+    weights = [quick[name] for name in ("init_from", "vae_weights", "teacher") if quick.get(name)]
+    assert {path.rsplit("/", 1)[0] for path in weights} <= {f"runs/quick/{run}" for run in STAGES}
+    if "data" in quick:
+        assert quick.data.startswith("data/quick/") and quick.made_by.endswith(".py:quick")
+
+
+def test_variant_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="there is no variant 'quik'"):
+        config.load(f"{CONFIGS}/shapes_vae.py:quik")
