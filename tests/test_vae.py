@@ -11,7 +11,7 @@ from jax import lax
 from safetensors.numpy import load_file
 
 from rfjax.conv import causal_conv, with_past
-from rfjax.convert import VAE_TABLE, WAN_LATENT_STATISTICS, from_torch
+from rfjax.convert import WAN_LATENT_STATISTICS, from_torch
 from rfjax.errors import UserError
 from rfjax.tree import flatten
 from rfjax.vae import VAE, VAEConfig, latent_size
@@ -44,7 +44,7 @@ def official():
 def call(official):
     """call(method, *arguments): a jitted method of the fixture's VAE with its weights."""
     vae, like, weights, _ = official
-    params = from_torch(weights, VAE_TABLE, like)
+    params = from_torch(weights, "vae", like)
     apply = jax.jit(
         lambda method, *args: vae.apply({"params": params}, *args, method=method), static_argnums=0
     )
@@ -163,7 +163,7 @@ def test_conversion_knows_every_official_name():
     like = jax.eval_shape(VAE(config).init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))["params"]
     weights = {name: np.broadcast_to(np.float32(0), shape) for name, shape in names.items()}
     weights |= WAN_LATENT_STATISTICS
-    converted = flatten(from_torch(weights, VAE_TABLE, like))
+    converted = flatten(from_torch(weights, "vae", like))
     assert {path: a.shape for path, a in converted.items()} == {
         path: a.shape for path, a in flatten(like).items()
     }
@@ -179,15 +179,15 @@ def _without(weights, name):
         (lambda w: w | {"decoder.extra.weight": w["conv1.bias"]}, "decoder.extra.weight"),
         (lambda w: w | {"decoder.upsamples.11.residual.2.bias": w["conv1.bias"]}, "upsamples_11/conv1/bias"),
         (lambda w: _without(w, "decoder.middle.1.proj.bias"), "decoder/middle_1/proj/bias"),
-        (lambda w: w | {"conv1.weight": w["conv1.weight"][:-1]}, "conv1/kernel has shape"),
+        (lambda w: w | {"conv1.weight": w["conv1.weight"][:-1]}, "unexpected shape .*conv1/kernel"),
         (
             lambda w: w | {"encoder.conv1.weight": np.float32(1)},
-            "encoder.conv1.weight has an unexpected shape",
+            r"unexpected shape .*encoder.conv1.weight \[\]",
         ),
         # As many numbers in another arrangement must not pass either.
         (
             lambda w: w | {"conv1.weight": np.swapaxes(w["conv1.weight"], 1, 2)},
-            "conv1.weight has an unexpected",
+            "unexpected shape .*conv1.weight",
         ),
     ],
     ids=["unknown", "not in this configuration", "missing", "too small", "a scalar", "axes swapped"],
@@ -195,4 +195,4 @@ def _without(weights, name):
 def test_conversion_refuses(official, damage, message):
     _, like, weights, _ = official
     with pytest.raises(UserError, match=message):
-        from_torch(damage(weights), VAE_TABLE, like)
+        from_torch(damage(weights), "vae", like)
