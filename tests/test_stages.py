@@ -161,7 +161,8 @@ def test_two_devices_train_as_one(run, tmp_path):
     settings = run.settings.copy_and_resolve_references()
     settings.mesh.fsdp = 2
     command = [sys.executable, "tests/two_devices.py", str(written(settings, tmp_path / "two.py"))]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     done = subprocess.run(
         command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, timeout=300
     )
