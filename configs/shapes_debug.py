@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(Path(__file__).parent / "shapes_vae.py"))["get_config"]("")
+    config = runpy.run_path(str(Path(__file__).parent / "shapes_vae.py"))["get_config"]()
     config.world.size = 16
     config.vae.dim, config.vae.dim_mult = 4, (1, 2)
     config.vae.temporal_downsample = (True,)

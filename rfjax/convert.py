@@ -71,14 +71,14 @@ def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = No
         if place is None:
             problems["unknown"].append(name)
             continue
-        shape = _laid_out(place.layout.ours, source.kinds[name].shape)
+        shape, dtype = _laid_out(place.layout.ours, source.kinds[name].shape), source.kinds[name].dtype
         if place.layer in placed[place.name]:
             problems["given twice"].append(name)
-        elif shape is None or laid.setdefault(place.name, shape) != shape:
+        elif shape is None or laid.setdefault(place.name, Kind(shape, dtype)) != (shape, dtype):
             problems["of an unexpected shape"].append(f"{name} {list(source.kinds[name].shape)}")
         else:
             placed[place.name][place.layer] = functools.partial(_read, source, name, None, place.layout.ours)
-    found = {path: _stacked(set(layers), laid[path]) for path, layers in placed.items() if layers}
+    found = {path: _stacked(set(layers), laid[path].shape) for path, layers in placed.items() if layers}
     for path, shape in found.items():
         if None not in placed[path]:
             lacking = sorted(set(range(shape[0])) - placed[path].keys())
@@ -88,9 +88,12 @@ def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = No
     }
     found |= {path: x.shape for path, x in statistics.items()}
     _check(found, expected(module, found) if shapes is None else shapes, problems)
-    dtype = next(iter(source.kinds.values())).dtype
     entries = [
-        Entry(path, Kind(found[path], dtype), [layers[i] for i in sorted(layers, key=lambda i: i or 0)])
+        Entry(
+            path,
+            Kind(found[path], laid[path].dtype),
+            [layers[i] for i in sorted(layers, key=lambda i: i or 0)],
+        )
         for path, layers in sorted(placed.items())
     ]
     return entries + [

@@ -53,6 +53,17 @@ def half(path, folder):
     return folder / "half.safetensors"
 
 
+def test_checkpoint_of_two_precisions_keeps_both(tmp_path):
+    weights = {
+        n: np.asarray(x, np.float32 if "norm" in n else jnp.bfloat16) for n, x in load_file(DIT).items()
+    }
+    save_file(weights, tmp_path / "mixed.safetensors")
+    there = convert.convert(tmp_path / "mixed.safetensors", tmp_path / "ours")
+    back = load_file(convert.convert(there, tmp_path / "back.safetensors"))
+    assert {str(x.dtype) for x in back.values()} == {"float32", "bfloat16"}
+    assert all(back[n].dtype == x.dtype and back[n].tobytes() == x.tobytes() for n, x in weights.items())
+
+
 @pytest.mark.parametrize("file", ["causal_dit", "umt5"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_there_and_back_is_the_identity_bit_for_bit(file, dtype, tmp_path):
