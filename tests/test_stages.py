@@ -271,10 +271,10 @@ def test_noise_levels_of_the_teacher_are_one_a_clip_or_one_a_block():
     np.testing.assert_array_equal(t[:, 0:6:2], t[:, 1:6:2])
     uniform = (t == t[:, :1]).all(1)
     assert abs(uniform.mean() - (1 - teacher_stage.FORCED)) < 0.03
-    sigma = t / 1000  # undo the shift: what was drawn is uniform, for clips and for blocks
-    for drawn in (sigma[uniform, 0], sigma[~uniform, 0], sigma[~uniform, 6]):
-        flat = drawn / (5 - 4 * drawn)
-        np.testing.assert_allclose(np.quantile(flat, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+    sigma = t / 1000
+    unshifted = sigma[uniform, 0] / (5 - 4 * sigma[uniform, 0])
+    for drawn in (unshifted, sigma[~uniform, 0], sigma[~uniform, 6]):
+        np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
     assert abs(np.corrcoef(sigma[~uniform][:, [0, 6]].T)[0, 1]) < 0.05
 
 

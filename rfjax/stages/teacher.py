@@ -1,8 +1,9 @@
 """Stage `teacher`: the bidirectional transformer, by flow matching on clips of latents (arXiv 2210.02747, 2503.20314).
 
-Noise levels are from the shifted training table, all of equal weight: one a clip, but in half of the clips one a block
-(Diffusion Forcing, 2407.01392). Where all frames are as noisy, each is read by itself; clearer ones beside noisy ones
-teach attention to look along time. A tenth of the captions is dropped, for guidance.
+Noise levels are from the shifted training table, all of equal weight: one a clip. In half of the clips, though, every block has
+one of its own (Diffusion Forcing, 2407.01392), from the table without shift, so that clear blocks stand beside noisy ones: those
+teach attention to look along time. Where all frames are as noisy, each is read by itself. A tenth of the captions is dropped,
+for guidance.
 """
 
 import functools
@@ -49,12 +50,12 @@ def update(config):
 
 
 def levels(rollout, kind_key, key, batch, frames):
-    """Timesteps [B, F]: of a clip, or for FORCED of the clips of each block."""
-    block_frames = rollout.block_frames
-    uniform = jax.random.uniform(key, (batch, -(-frames // block_frames)))
+    """Timesteps [B, F]: one a clip, from the shifted table, or for FORCED of the clips one a block, from the even one."""
+    blocks = -(-frames // rollout.block_frames)
+    uniform = jax.random.uniform(key, (batch, blocks))
     forced = jax.random.uniform(kind_key, (batch, 1)) < FORCED
-    uniform = jnp.where(forced, uniform, uniform[:, :1])
-    return losses.table_draw(jnp.repeat(uniform, block_frames, 1)[:, :frames], rollout.shift)[0]
+    clip, block = losses.table_draw(uniform[:, :1], rollout.shift)[0], losses.table_draw(uniform, 1.0)[0]
+    return jnp.repeat(jnp.where(forced, block, clip), rollout.block_frames, 1)[:, :frames]
 
 
 def generate(config):
