@@ -9,20 +9,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+MOST_SCORES = 2**26  # held at a time: 256 MiB
+
+
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]; mask [N, M] bool or None. Softmax in float32.
 
-    A query that may look at nothing gets the mean of v, not NaN, so padded windows stay finite.
+    A query that may look at nothing gets the mean of v, not NaN, so padded windows stay finite. Where there would be more
+    than MOST_SCORES scores, queries go a chunk at a time.
     """
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    batch, heads, queries, _ = q.shape
+    chunk = max(1, MOST_SCORES // (batch * heads * k.shape[2]))
+    if queries <= chunk:
+        return jnp.swapaxes(_attend(q, k, v, mask), 1, 2)
+    count = -(-queries // chunk)
+    spare = count * chunk - queries
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, spare), (0, 0)))
+    q = einops.rearrange(q, "b a (c n) k -> c b a n k", c=count)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, spare), (0, 0))).reshape(count, chunk, -1)
+    out = jax.lax.map(lambda part: _attend(part[0], k, v, part[1]), (q, mask))
+    return einops.rearrange(out, "c b a n k -> b (c n) a k")[:, :queries]
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Scaled queries [B, A, N, K], keys and values [B, A, M, K] → [B, A, N, K]."""
     scores = jnp.einsum("bank,bamk->banm", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     # Dividing [N, K] sums instead of [N, M] weights saves a pass over the scores.
     sums = jnp.einsum("banm,bamk->bank", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return jnp.swapaxes((sums / weights.sum(-1, keepdims=True)).astype(v.dtype), 1, 2)
+    return (sums / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 def token_mask(frame_mask: Array, tokens: int) -> Array:

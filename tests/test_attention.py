@@ -20,8 +20,10 @@ def by_loop(q, k, v, mask):
     return out
 
 
+@pytest.mark.parametrize("most_scores", [2**26, 2 * 3 * 7 * 2, 1])  # all queries at once, by 2 (5 is odd), one by one
 @pytest.mark.parametrize("masked", [False, True])
-def test_agrees_with_a_loop(masked):
+def test_agrees_with_a_loop(masked, most_scores, monkeypatch):
+    monkeypatch.setattr(attention, "MOST_SCORES", most_scores)
     q, (k, v) = tiny.normal(0, 2, 5, 3, 8), tiny.normal(1, 2, 2, 7, 3, 8)
     mask = np.random.default_rng(2).random((5, 7)) < 0.5 if masked else np.ones((5, 7), bool)
     mask[:, 0] = True
