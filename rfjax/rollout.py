@@ -3,7 +3,8 @@
 A clip is blocks 0 … n-1 of f latent frames. Rolling window i holds blocks a … z, a = max(0, i-S+1), z = min(n-1, i); block b is
 at denoising step i - b, so noise rises along the window. One network call over the window gives x0 of every block; the oldest
 block leaves it finished and is run once more, clean, to write its keys and values in the cache. Self Forcing is the window of
-one block, denoised S times.
+one block, denoised S times. A stream may go on from blocks that are given (an image, a video): they are written to the cache as
+clean blocks 0 … g-1, and the first window begins at block g as if it were the clip's first.
 
 Noise is by position: ε of (block b, step k) depends on the sample's key, b and k alone, so a stream, a scan, a resumed run and
 any split of the batch see the same.
@@ -11,7 +12,8 @@ any split of the batch see the same.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -103,6 +105,7 @@ class RolloutState:
     window: Array  # [B, S, f, H, W, C] noisy blocks a … a+S-1 (rolling); [B, 0, …] (Self Forcing)
     cache: kv_cache.KVCache
     index: Array  # int32: rolling window i, or Self-Forcing block b
+    given: Array  # int32: how many blocks were given; no window reaches back to them
 
 
 def _frames(blocks: Array, block_frames: int) -> Array:
@@ -134,6 +137,7 @@ def rolling_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> Roll
         window=jnp.zeros((batch, model.config.num_steps, *frame_shape)),
         cache=_init_cache(model, batch, frame_shape),
         index=jnp.int32(0),
+        given=jnp.int32(0),
     )
 
 
@@ -144,14 +148,21 @@ def _init_cache(model: Model, batch: int, frame_shape: tuple[int, ...]) -> kv_ca
 
 
 def window_call(
-    model: Model, cache: kv_cache.KVCache, window: Array, index: Array, num_blocks: Array, steady: bool
+    model: Model,
+    cache: kv_cache.KVCache,
+    window: Array,
+    index: Array,
+    num_blocks: Array,
+    given: Array | int = 0,
+    *,
+    steady: bool,
 ) -> Array:
     """One network call over rolling window `index` [B, S, f, H, W, C]. Returns x0, of the same shape.
 
     Near the ends of the clip the window holds fewer than S blocks, and the rest is masked; `steady` promises all S.
     """
     c = model.config
-    first = jnp.maximum(index - c.num_steps + 1, 0)
+    first = jnp.maximum(index - c.num_steps + 1, given)
     blocks = first + jnp.arange(c.num_steps)
     step = jnp.clip(index - blocks, 0, c.num_steps - 1)
     inside = (blocks <= index) & (blocks < num_blocks)
@@ -168,14 +179,14 @@ def window_call(
 
 def enter(model: Model, noise: NoiseFn, state: RolloutState) -> RolloutState:
     """Block z = i comes into its place in the window as pure noise."""
-    slot = jnp.minimum(state.index, model.config.num_steps - 1)
+    slot = jnp.minimum(state.index - state.given, model.config.num_steps - 1)
     return state.replace(window=state.window.at[:, slot].set(noise(state.index, jnp.int32(0))))
 
 
-def _renoise(model: Model, noise: NoiseFn, x0: Array, index: Array) -> Array:
-    """Every block of window `index` one step down: x0 with fresh ε at t_{k+1} (the finished one at the last t, unused)."""
+def _renoise(model: Model, noise: NoiseFn, x0: Array, first: Array, index: Array) -> Array:
+    """Blocks `first` … of window `index` one step down: x0 with fresh ε at t_{k+1} (the finished one at the last t, unused)."""
     last = model.config.num_steps - 1
-    blocks = jnp.maximum(index - last, 0) + jnp.arange(last + 1)
+    blocks = first + jnp.arange(last + 1)
     following = jnp.clip(index - blocks + 1, 0, last)
     epsilon = jnp.moveaxis(jax.vmap(noise)(blocks, following), 0, 1)
     t = jnp.broadcast_to(jnp.asarray(model.config.timesteps)[following], x0.shape[:2])
@@ -185,17 +196,18 @@ def _renoise(model: Model, noise: NoiseFn, x0: Array, index: Array) -> Array:
 def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, steady: bool) -> RolloutState:
     """After window i's call: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
     last = model.config.num_steps - 1
-    window = _renoise(model, noise, x0, state.index)
+    first = jnp.maximum(state.index - last, state.given)
+    window = _renoise(model, noise, x0, first, state.index)
 
     def finish(window, cache):
-        cache = clean_call(model, cache, jnp.maximum(state.index - last, 0), x0[:, 0], steady)
-        return jnp.roll(window, -1, axis=1), cache
+        return jnp.roll(window, -1, axis=1), clean_call(model, cache, first, x0[:, 0], steady)
 
     if steady:
         window, cache = finish(window, state.cache)
     else:
-        window, cache = jax.lax.cond(state.index >= last, finish, lambda *same: same, window, state.cache)
-    return RolloutState(window, cache, state.index + 1)
+        full = state.index - state.given >= last
+        window, cache = jax.lax.cond(full, finish, lambda *same: same, window, state.cache)
+    return state.replace(window=window, cache=cache, index=state.index + 1)
 
 
 def rolling_step(
@@ -203,17 +215,19 @@ def rolling_step(
 ) -> tuple[RolloutState, Array]:
     """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
 
-    Until window S-1 nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
+    In the first S-1 windows nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
     between nothing is masked and no key is wasted.
     """
 
     def branch(state, steady):
         state = enter(model, noise, state)
-        x0 = window_call(model, state.cache, state.window, state.index, num_blocks, steady)
+        x0 = window_call(
+            model, state.cache, state.window, state.index, num_blocks, state.given, steady=steady
+        )
         return leave(model, noise, state, x0, steady), x0[:, 0]
 
     first = state.index - model.config.num_steps + 1
-    steady = (first >= model.config.span_blocks) & (state.index < num_blocks)
+    steady = (first >= jnp.maximum(model.config.span_blocks, state.given)) & (state.index < num_blocks)
     return jax.lax.cond(
         steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state
     )
@@ -225,7 +239,10 @@ def rolling_step(
 def self_forcing_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
     """An empty cache; nothing is under way between blocks."""
     return RolloutState(
-        jnp.zeros((batch, 0, *frame_shape)), _init_cache(model, batch, frame_shape), jnp.int32(0)
+        jnp.zeros((batch, 0, *frame_shape)),
+        _init_cache(model, batch, frame_shape),
+        jnp.int32(0),
+        jnp.int32(0),
     )
 
 
@@ -314,22 +331,35 @@ def stream_step(
     return METHODS[method].step(model, position_noise(keys, state.window.shape[2:]), num_blocks, state)
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
+    """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
+    cache = clean_call(model, state.cache, state.index, x0, steady=False)
+    return state.replace(cache=cache, index=state.index + 1, given=state.given + 1)
+
+
 def stream(
     model: Model,
     keys: Array,
     frame_shape: tuple[int, ...],
     method: str = "rolling",
     num_blocks: int = ENDLESS,
+    given: Iterable[Array] = (),
 ) -> Iterator[Array]:
     """Finished blocks [B, f, H, W, C], one by one; endless unless `num_blocks` says where the clip stops.
 
     Every block comes from the same compiled step and the same constant-size state, so memory does not grow. `keys` [B] are
-    the samples' random keys. Blocks are dispatched asynchronously: nothing waits for the device until the caller looks.
+    the samples' random keys. `given` are clean blocks that the clip begins with; they come out first, as they are. Blocks are
+    dispatched asynchronously: nothing waits for the device until the caller looks.
     """
     how = METHODS[method]
     state = how.init(model, keys.shape[0], frame_shape)
+    count = 0
+    for block in itertools.islice(given, num_blocks):
+        state, count = remember(model, state, block), count + 1
+        yield block
     lead = how.lead(model.config)
-    for index in range(num_blocks + lead):
+    for index in range(num_blocks + lead - count if count < num_blocks else 0):
         state, block = stream_step(model, method, keys, np.int32(num_blocks), state)
         if index >= lead:
             yield block

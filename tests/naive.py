@@ -204,11 +204,16 @@ class Rollout:
         sigma = self.t[step] / 1000
         return (1 - sigma) * x0 + sigma * self.noise[block][step]
 
-    def rolling(self, num_blocks):
-        """The clip [B, F, H, W, C]."""
-        steps, window, clip = len(self.t), {}, []
-        for i in range(num_blocks + steps - 1):
-            ids = list(range(max(0, i - steps + 1), min(num_blocks - 1, i) + 1))
+    def remember(self, given):
+        for b, block in enumerate(given):
+            self.finish(b, block)
+        return list(given)
+
+    def rolling(self, num_blocks, given=()):
+        """The clip [B, F, H, W, C]; it begins with the given blocks, which no window touches."""
+        steps, window, clip = len(self.t), {}, self.remember(given)
+        for i in range(len(given), num_blocks + steps - 1):
+            ids = list(range(max(len(given), i - steps + 1), min(num_blocks - 1, i) + 1))
             if i < num_blocks:
                 window[i] = self.noise[i][0]
             seen = denoise_past(ids[0], len(ids), self.config)
@@ -222,10 +227,10 @@ class Rollout:
                     window[b] = self.renoise(x, b, i - b + 1)
         return np.concatenate(clip, 1)
 
-    def self_forcing(self, num_blocks):
-        """The clip [B, F, H, W, C]."""
-        clip = []
-        for b in range(num_blocks):
+    def self_forcing(self, num_blocks, given=()):
+        """The clip [B, F, H, W, C]; it begins with the given blocks."""
+        clip = self.remember(given)
+        for b in range(len(given), num_blocks):
             x = self.noise[b][0]
             for step, t in enumerate(self.t):
                 seen = denoise_past(b, 1, self.config)

@@ -50,6 +50,35 @@ def test_every_length_agrees_with_numpy(method, num_blocks):
 
 
 @methods
+@pytest.mark.parametrize("count, num_blocks", [(1, 2), (1, 9), (2, 12), (7, 12), (9, 12)])
+def test_a_clip_that_goes_on_from_given_blocks_agrees_with_numpy(method, count, num_blocks):
+    config = CONFIGS[method]
+    given = tiny.normal(5, count, BATCH, *frame_shape(config))
+    model = tiny.model(config, BATCH)
+    blocks = rollout.stream(model, KEYS, frame_shape(config), method, num_blocks, map(jnp.asarray, given))
+    ours = np.concatenate([np.asarray(block) for block in blocks], 1)
+    literal = naive.Rollout(tiny.naive_dit(BATCH), config, noise(config))
+    np.testing.assert_allclose(ours, getattr(literal, method)(num_blocks, list(given)), atol=1e-4)
+
+
+def test_self_forcing_goes_on_from_its_own_blocks_as_if_nothing_had_happened():
+    config, whole = CONFIGS["self_forcing"], stream("self_forcing", BLOCKS)
+    given = [jnp.asarray(whole[:, block : block + 1]) for block in range(5)]
+    again = rollout.stream(
+        tiny.model(config, BATCH), KEYS, frame_shape(config), "self_forcing", BLOCKS, given
+    )
+    np.testing.assert_allclose(np.concatenate(list(again), 1), whole, rtol=0, atol=1e-5)
+
+
+@methods
+def test_a_clip_shorter_than_what_is_given_is_its_beginning(method):
+    config = CONFIGS[method]
+    given = tiny.normal(5, 4, BATCH, *frame_shape(config))
+    blocks = rollout.stream(tiny.model(config, BATCH), KEYS, frame_shape(config), method, 3, given)
+    np.testing.assert_array_equal(np.stack(list(blocks)), given[:3])
+
+
+@methods
 def test_scan_on_the_same_noise_is_the_stream(method):
     """Bit for bit when rolling; in Self Forcing the compiler may move what no block changes out of the scan."""
     shape = frame_shape(CONFIGS[method])
