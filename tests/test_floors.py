@@ -12,7 +12,9 @@ FLOORS = [
     "detect dit text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
-    "convert data golden losses sampler state training_rollout",
+    "convert data golden losses state training_rollout",
+    "weights",
+    "sampler",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)
