@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import compilation, config, sampler, video
+from rfjax import compilation, config, footage, preflight, sampler, video
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -44,8 +45,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add(
         "--weights",
-        metavar="DIR",
-        help="folder with dit.safetensors and vae.safetensors (default: config.weights)",
+        metavar="DIR|HUB_ID",
+        help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
+    )
+    add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
+    begin.add_argument("--video", metavar="FILE", help="a video that the clips go on from, --seconds in all")
+    add(
+        "--fit",
+        choices=footage.FITS,
+        default="crop",
+        help="how a picture or video of other sides is made to fit (default crop)",
     )
     add(
         "--method",
@@ -93,6 +104,27 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
         if not prompt.strip():
             raise UserError("A prompt is empty; say what to show, or leave --prompt out for an example.")
     return [prompt for prompt in prompts for _ in range(args.num_samples)]
+
+
+def resize(settings, size: str | None) -> None:
+    """Puts --size into config.video."""
+    if size is not None:
+        match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", size)
+        if not match:
+            raise UserError(f"--size must be like 832x480, width and height in pixels, not {size}.")
+        settings.video.width, settings.video.height = map(int, match.groups())
+
+
+def read_given(args: argparse.Namespace, look: sampler.VideoConfig, model: sampler.Sampler) -> Iterable:
+    """The frames that all clips begin with, uint8 [1, H, W, 3]: none, a picture as long as a block, or a video."""
+    size = (look.height, look.width)
+    if args.image:
+        return itertools.repeat(footage.read_picture(args.image, size, args.fit)[None], model.first_frames)
+    if args.video:
+        lengths = (model.first_frames, model.later_frames)
+        frames = footage.read_video(args.video, size, look.fps, args.fit, *lengths)
+        return (frame[None] for frame in frames)
+    return ()
 
 
 def numbered(path: str, clips: int) -> list[str]:
@@ -167,8 +199,10 @@ def stream(
         with contextlib.ExitStack() as stack:
             clips += open_clips(args, look, len(prompts), stack)
             collected = stack.enter_context(latents_file(args.save_latents))
-            model = sampler.load(settings, args.weights)
-            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method)
+            preflight.check(settings, len(prompts), preflight.capacity())
+            model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
+            given = model.encode(read_given(args, look, model))
+            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, given)
             if not (args.prompt or args.prompts_file):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
@@ -195,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     compilation.keep_programs(args.cache)
     compile_seconds = compilation.stopwatch()
     settings = config.load(args.config)
+    resize(settings, args.size)
     prompts = read_prompts(args, settings.prompt)
     clips, first, rate = stream(args, settings, prompts)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):

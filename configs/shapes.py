@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
             "num_layers": 6,
             "in_dim": 16,
             "freq_dim": 128,
+            "rope_base": 10000.0,
             "text_len": 16,
             "text_dim": 48,
         }

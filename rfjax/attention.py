@@ -12,7 +12,6 @@ from jax import Array
 MOST_SCORES = 2**26  # held at a time: 256 MiB
 
 
-
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]; mask [N, M] bool or None. Softmax in float32.
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
 import safetensors.numpy
 from safetensors import SafetensorError
 
@@ -110,7 +112,9 @@ def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
 
 
 def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
-    """Parameters from a safetensors file as the nested dict `like` (arrays or shapes) wants, in its dtypes.
+    """Parameters from a safetensors file as the nested dict `like` (arrays or shapes) wants, in its dtypes, on the device.
+
+    Tensors are read one by one, so the host never holds the file as a whole.
 
     Raises:
         UserError: no such file, damaged, or its parameters are not those of `like`.
@@ -118,10 +122,23 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"There is no parameter file {path}; train it, or give another path.")
     try:
-        found = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            wanted = tree.flatten(like)
+            _check_fit(path, found, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
+            # astype before jnp.asarray: what goes to the device is what stays there
+            return tree.unflatten(
+                {
+                    name: jnp.asarray(file.get_tensor(name).astype(leaf.dtype, copy=False))
+                    for name, leaf in wanted.items()
+                }
+            )
     except (SafetensorError, ValueError) as error:
         raise UserError(f"The parameter file {path} is damaged ({error}); copy or train it again.") from error
-    wanted = tree.flatten(like)
+
+
+def _check_fit(path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+    """UserError where a file's names or shapes are not those that a network wants."""
     for what, names in (
         ("lacks", wanted.keys() - found.keys()),
         ("has unknown", found.keys() - wanted.keys()),
@@ -131,13 +148,12 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
                 f"{path} {what} {len(names)} parameters, such as {min(names)}: it is not of this network; "
                 "give the config it was trained with."
             )
-    for name, leaf in wanted.items():
-        if found[name].shape != leaf.shape:
+    for name, shape in wanted.items():
+        if found[name] != shape:
             raise UserError(
-                f"{path}: {name} is {list(found[name].shape)}, but this network needs {list(leaf.shape)}; "
+                f"{path}: {name} is {list(found[name])}, but this network needs {list(shape)}; "
                 "give the config it was trained with."
             )
-    return tree.unflatten({name: found[name].astype(leaf.dtype, copy=False) for name, leaf in wanted.items()})
 
 
 def _kind(leaf) -> str:

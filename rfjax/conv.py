@@ -6,7 +6,6 @@ the previous chunk, so that running chunk by chunk gives the same numbers as run
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -115,9 +114,3 @@ class RMSNorm(nn.Module):
 def upsample2x(x):
     """Nearest-neighbour doubling of height and width: [B, F, H, W, C] -> [B, F, 2H, 2W, C]."""
     return jnp.repeat(jnp.repeat(x, 2, 2), 2, 3)
-
-
-def frame_attention(q, k, v):
-    """Single-head attention among the pixels of each frame; q, k, v [B, F, H, W, C] -> the same shape."""
-    tokens = [a.reshape((-1, a.shape[2] * a.shape[3], 1, a.shape[4])) for a in (q, k, v)]
-    return jax.nn.dot_product_attention(*tokens).reshape(q.shape)

@@ -5,6 +5,7 @@ and values, read by a cache policy. Shapes: B batch, F latent frames, T tokens a
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import einops
@@ -31,7 +32,10 @@ class DiTConfig:
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
-    dtype: str = "float32"  # of activations and matrix products; parameters stay float32
+    rope_base: float = (
+        10000.0  # Wan's; a few frames of a few tokens tell their places apart better by a smaller one
+    )
+    dtype: str = "float32"  # of activations and matrix products, and in sampling of parameters
     remat: bool = False  # recompute each layer in the backward pass
     unroll: bool = False  # layers one after another in place of a loop: faster on CPU, longer to compile
 
@@ -96,6 +100,20 @@ def layer_norm(x: Array, eps: float) -> Array:
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
 
 
+class LayerNorm(nn.Module):
+    """`layer_norm` with learned scale and bias, which may be of any dtype. In float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = (a.astype(jnp.float32).reshape(shape) for a in (scale, bias))
+        return layer_norm(x, self.eps) * scale + bias
+
+
 def gelu(x: Array) -> Array:
     """GELU by tanh (arXiv 1606.08415). Products in place of x³ make its backward pass a fifth faster on CPU."""
     return 0.5 * x * (1 + jnp.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
@@ -132,13 +150,13 @@ class Block(nn.Module):
     def __call__(self, x: Array, text_kv: KV, past: KV | None, scene: Scene) -> tuple[Array, KV]:
         c = self.config
         modulation = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
-        e6 = jnp.moveaxis(scene.e6 + modulation[None, None], 2, 0)[:, :, :, None]
+        e6 = jnp.moveaxis(scene.e6 + modulation.astype(jnp.float32)[None, None], 2, 0)[:, :, :, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = e6
 
         y = (layer_norm(x, c.eps) * (1 + scale1) + shift1).astype(c.dtype)
         y, kv = self.self_attention(y, past, scene)
         x = x + (gate1 * y.astype(jnp.float32)).astype(x.dtype)
-        y = nn.LayerNorm(epsilon=c.eps, name="norm3")(x.astype(jnp.float32))
+        y = LayerNorm(c.eps, name="norm3")(x)
         x = x + self.cross_attention(y.astype(c.dtype), text_kv)
         y = (layer_norm(x, c.eps) * (1 + scale2) + shift2).astype(c.dtype)
         y = gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y))
@@ -178,8 +196,8 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         self.patch_embedding = Linear(c.dim, dtype=c.dtype)
-        self.time_in, self.time_out = Linear(c.dim), Linear(c.dim)
-        self.time_projection = Linear(6 * c.dim)
+        self.time_in, self.time_out = Linear(c.dim, dtype="float32"), Linear(c.dim, dtype="float32")
+        self.time_projection = Linear(6 * c.dim, dtype="float32")
         self.text_in, self.text_out = Linear(c.dim, dtype=c.dtype), Linear(c.dim, dtype=c.dtype)
         scan = dict(
             variable_axes={"params": 0},
@@ -191,7 +209,8 @@ class DiT(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block
         self.blocks = nn.scan(block, in_axes=(0, 0, nn.broadcast), **scan)(c)
         self.head_modulation = self.param("head_modulation", nn.initializers.normal(c.dim**-0.5), (2, c.dim))
-        self.head = nn.Dense(int(np.prod(c.patch_size)) * c.in_dim, kernel_init=nn.initializers.zeros)
+        features = int(np.prod(c.patch_size)) * c.in_dim
+        self.head = nn.Dense(features, dtype="float32", kernel_init=nn.initializers.zeros)
 
     def text_kv(self, context: Array) -> KV:
         """Text keys and values of every layer from padded embeddings [B, text_len, text_dim]: k, v [L, B, text_len, A, K]."""
@@ -232,7 +251,8 @@ class DiT(nn.Module):
         scene = self._scene(e6, positions, rows, columns, past, mask)
         tokens, kv = self.blocks(tokens, text_kv, past.kv if past else None, scene)
 
-        shift, scale = jnp.moveaxis(e[:, :, None] + self.head_modulation[None, None], 2, 0)[:, :, :, None]
+        modulation = self.head_modulation.astype(jnp.float32)
+        shift, scale = jnp.moveaxis(e[:, :, None] + modulation[None, None], 2, 0)[:, :, :, None]
         out = self.head(layer_norm(tokens, c.eps) * (1 + scale) + shift)
         unpatch = "b f (h w) (p q c) -> b f (h p) (w q) c"
         return einops.rearrange(out, unpatch, h=rows, w=columns, **sizes).astype(jnp.float32), kv
@@ -240,9 +260,16 @@ class DiT(nn.Module):
     def _scene(self, e6, positions, rows, columns, past, mask) -> Scene:
         # Positions are taken relative to the window's first frame while they are still integers, so float32 angles are as
         # exact at frame 1,000,000 as at frame 0.
-        head_dim, origin, frames = self.config.head_dim, positions[0], positions.shape[0]
-        window = rope.rotation(positions - origin, rows, columns, head_dim)
-        past_rotation = rope.rotation(past.positions - origin, rows, columns, head_dim) if past else None
+        origin, frames = positions[0], positions.shape[0]
+        rotation = functools.partial(
+            rope.rotation,
+            height=rows,
+            width=columns,
+            head_dim=self.config.head_dim,
+            base=self.config.rope_base,
+        )
+        window = rotation(positions - origin)
+        past_rotation = rotation(past.positions - origin) if past else None
         if past is not None and (past.valid is not None or mask is not None):
             valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
             own = jnp.ones((frames, frames), bool) if mask is None else mask

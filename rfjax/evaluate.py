@@ -1,9 +1,11 @@
 """Judges videos of the small world: do they show what the caption says, and do they stay as they began?
 
     python -m rfjax.evaluate --prompts 64 --seconds 60 --methods rolling,self_forcing --out report.md
+    python -m rfjax.evaluate --prompts 64 --seconds 20 --given video
     python -m rfjax.evaluate --ground_truth 256
 
-The first rolls out held-out captions with a model (the shipped one, or --config and --weights). The second judges
+The first rolls out held-out captions with a model (the shipped one, or --config and --weights). The second gives it the
+first frame or the first 2 s of the rendered scene to go on from: drift is then drift from the given object. The third judges
 rendered clips, crisp and then blurred and noisy: what the detector gets wrong by itself.
 """
 
@@ -60,25 +62,42 @@ def blurred(video, rng, sigma=BLUR, noise=NOISE):
     return np.clip(out + 0.5, 0, 255).astype(np.uint8)
 
 
-def generated(model, prompts, seconds, method, seed, batch):
-    """Scores of one clip a prompt, rolled out `batch` at a time; only those are held."""
+def generated(model, scenes, seconds, method, seed, batch, given=None):
+    """Scores of one clip a scene's caption, rolled out `batch` at a time; only those are held.
+
+    The clips begin with the scenes' first frame ("picture"), their first 33 ("video"), or nothing.
+    """
     fps, scores = model.video.fps, []
     frames = round(seconds * fps)
-    for start in tqdm(range(0, len(prompts), batch), desc=method, unit=" batch"):
-        some = prompts[start : start + batch]
-        blocks = model.decode(model.latents(some, seed + start, model.latent_frames(frames), method))
-        videos = np.concatenate(list(blocks), 1)[:, :frames]
-        scores += [score(video, prompt, fps) for video, prompt in zip(videos, some, strict=True)]
+    for start in tqdm(range(0, len(scenes), batch), desc=method, unit=" batch"):
+        some = scenes[start : start + batch]
+        captions, past = (
+            [shapes.caption(scene) for scene in some],
+            model.encode(beginnings(model, some, given)),
+        )
+        blocks = model.latents(captions, seed + start, model.latent_frames(frames), method, past)
+        videos = np.concatenate(list(model.decode(blocks)), 1)[:, :frames]
+        scores += [score(video, caption, fps) for video, caption in zip(videos, captions, strict=True)]
     return scores
+
+
+def beginnings(model, scenes, given):
+    """The frames that clips of some scenes begin with, uint8 [B, H, W, 3]."""
+    if given is None:
+        return []
+    lasting = model.first_frames + 2 * model.later_frames
+    videos = np.stack([shapes.render(scene, 0, 1 if given == "picture" else lasting) for scene in scenes], 1)
+    return np.repeat(videos, model.first_frames, 0) if given == "picture" else videos
 
 
 def generated_tables(args):
     """A report for each method, on the same held-out captions."""
     settings = config.load(args.config)
     world = config.build(shapes.World, settings, "world")
-    prompts, model = shapes.prompts(args.prompts, args.seed, world), sampler.load(settings, args.weights)
+    scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
+    model = sampler.load(settings, args.weights, given=args.given is not None)
     for method in args.methods.split(","):
-        scores = generated(model, prompts, args.seconds, method, args.seed, args.batch)
+        scores = generated(model, scenes, args.seconds, method, args.seed, args.batch, args.given)
         yield f"## {method}\n\n{report(scores)}"
 
 
@@ -97,6 +116,7 @@ def parse(argv):
     add("--ground_truth", type=int, metavar="N", help="judge N rendered clips instead of a model's")
     add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
     add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
+    add("--given", choices=("picture", "video"), help="what the clips go on from (default nothing)")
     add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")

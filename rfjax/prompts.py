@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rfjax import checkpoint, umt5
@@ -106,7 +105,7 @@ class PromptEncoder:
         like = jax.eval_shape(functools.partial(umt5.init, self.config), jax.random.key(0))
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.config.dtype), like)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            params = jax.tree.map(jnp.asarray, checkpoint.load_params(self.folder / "umt5.safetensors", like))
+            params = checkpoint.load_params(self.folder / "umt5.safetensors", like)
             run = jax.jit(functools.partial(umt5.prompt_features, UMT5(self.config)))
             features = [run(params, ids[i : i + 1], mask[i : i + 1])[0] for i in range(len(captions))]
         return [np.asarray(x, np.float32)[: m.sum()] for x, m in zip(features, mask, strict=True)]

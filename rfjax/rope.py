@@ -1,7 +1,7 @@
 """Rotary position embedding over time, height and width (Wan 2.1; RoFormer, arXiv 2104.09864).
 
 A head of size K is K/2 interleaved pairs (x[0], x[1]), (x[2], x[3]), …: the first pairs turn with time, then height,
-then width; sizes K - 4⌊K/6⌋, 2⌊K/6⌋, 2⌊K/6⌋. Pair i of a part of size n turns by position · 10000^(-2i/n).
+then width; sizes K - 4⌊K/6⌋, 2⌊K/6⌋, 2⌊K/6⌋. Pair i of a part of size n turns by position · base^(-2i/n).
 Only differences of positions matter, so callers pass positions relative to their window and a stream never loses precision.
 """
 
@@ -10,8 +10,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-
-BASE = 10000.0
 
 
 class Rotation(NamedTuple):
@@ -27,13 +25,13 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * space, space, space
 
 
-def _frequencies(size: int) -> np.ndarray:
-    return BASE ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+def _frequencies(size: int, base: float) -> np.ndarray:
+    return base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
-def rotation(positions: Array, height: int, width: int, head_dim: int) -> Rotation:
+def rotation(positions: Array, height: int, width: int, head_dim: int, base: float = 10000.0) -> Rotation:
     """Angles of all tokens of frames at `positions` [F] (integers, relative), in frame, row, column order."""
-    time, rows, columns = (_frequencies(size) for size in axis_sizes(head_dim))
+    time, rows, columns = (_frequencies(size, base) for size in axis_sizes(head_dim))
     frames = positions.shape[0]
     angles = [
         jnp.asarray(positions, jnp.float32)[:, None, None, None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,10 +14,16 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from rfjax import checkpoint, config, dit, rollout, text
+from rfjax import checkpoint, config, dit, prompts, rollout, text, weights
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
+from rfjax.tree import flatten, unflatten
+from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
+
+PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
+STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +40,34 @@ class Sampler:
     """Everything that turns prompts into video, bound to its weights."""
 
     video: VideoConfig
-    encoder: text.WordEncoder
+    encoder: text.WordEncoder | prompts.PromptEncoder
     dit: dit.DiT
-    vae: VAE
+    vae: VAE  # its sizes; its weights where it decodes or where something is given
+    decoder: VAE | TinyDecoder
     rollout: rollout.RolloutConfig
-    params: dict[str, Any]  # {"dit": …, "vae": …}
+    params: dict[str, Any]  # {"dit": …, "vae" and "tiny" where they are needed: …}
 
     def latents(
-        self, prompts: list[str], seed: int, num_frames: int, method: str = "rolling"
+        self,
+        captions: list[str],
+        seed: int,
+        num_frames: int,
+        method: str = "rolling",
+        given: Iterable[Array] = (),
     ) -> Iterator[Array]:
-        """Finished blocks [B, f, h, w, C] of one clip a prompt, at least num_frames latent frames of each.
+        """Finished blocks [B, f, H, W, C] of one clip a prompt, at least num_frames latent frames of each.
 
-        Clip b depends on the seed, on b and on its prompt, not on the other clips. Prompts are checked now
-        (UserError); blocks are computed as they are taken.
+        Clip b depends on the seed, on b and on its prompt, not on the other clips. They begin with the `given` blocks
+        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken.
         """
-        context = jnp.asarray(self.encoder.encode(prompts))
+        context = jnp.asarray(self.encoder.encode(captions))
         text_kv = self.dit.apply({"params": self.params["dit"]}, context, method="text_kv")
         model = rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(prompts)))
-        stride, block = self.vae.config.spatial_stride, self.rollout.block_frames
-        frame_shape = (block, self.video.height // stride, self.video.width // stride, self.dit.config.in_dim)
-        return rollout.stream(model, keys, frame_shape, method, -(-num_frames // block))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(captions)))
+        block = self.rollout.block_frames
+        frame_shape = (block, *latent_size(self.video, self.vae.config, self.dit.config))
+        given = (jnp.broadcast_to(x, (len(captions), *x.shape[1:])) for x in given)
+        return rollout.stream(model, keys, frame_shape, method, -(-num_frames // block), given)
 
     def decode(self, blocks: Iterable[Array]) -> Iterator[np.ndarray]:
         """Latent blocks [B, n, h, w, C], from a clip's start → uint8 frames [B, m, H, W, 3] on the host.
@@ -61,51 +75,141 @@ class Sampler:
         The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The next block is under way on the
         device while the caller has the present one.
         """
+        params = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
         state, ready = None, None
         for block in blocks:
-            frames, state = _decode(self.vae, self.params["vae"], block, state)
+            frames, state = _decode(self.decoder, params, block, state)
             if ready is not None:
                 yield np.asarray(ready)
             ready = frames
         if ready is not None:
             yield np.asarray(ready)
 
+    def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Array]:
+        """Frames uint8 [B, H, W, 3], from a clip's start → latent blocks [B, f, h, w, C]; an unfinished block is left out."""
+        frames, state = iter(frames), None
+        for length in itertools.chain([self.first_frames], itertools.repeat(self.later_frames)):
+            chunk = list(itertools.islice(frames, length))
+            if len(chunk) < length:
+                return
+            latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
+            yield latents
+
+    @property
+    def first_frames(self) -> int:
+        """Video frames of a clip's first block."""
+        return 1 + self.vae.config.temporal_stride * (self.rollout.block_frames - 1)
+
+    @property
+    def later_frames(self) -> int:
+        """Video frames of every later block."""
+        return self.vae.config.temporal_stride * self.rollout.block_frames
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
 
 
+@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
+def _decode(decoder, params, latents, state):
+    video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
+    return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
+
+
 @functools.partial(jax.jit, static_argnames="vae", donate_argnames="state")
-def _decode(vae, params, latents, state):
-    raw = vae.apply({"params": params}, latents, method="denormalise")
-    video, state = vae.apply({"params": params}, raw, state, method="decode_step")
-    return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8), state
+def _encode(vae, params, video, state):
+    video = video.astype(jnp.float32) / 127.5 - 1
+    return vae.apply({"params": params}, video, state, method="encode_normalised")
 
 
-def load(settings: ml_collections.ConfigDict, folder: str | Path | None = None) -> Sampler:
-    """The sampler of a config, with the weights dit.safetensors and vae.safetensors of a folder.
+def latent_size(video: VideoConfig, vae: VAEConfig, network: DiTConfig) -> tuple[int, int, int]:
+    """(h, w, C) of a latent frame; UserError with the nearest legal sizes if the patches do not tile it."""
+    stride = tuple(vae.spatial_stride * side for side in network.patch_size[1:])
+    size = (video.height, video.width)
+    nearest = tuple(
+        sorted({step * max(1, side // step), step * -(-side // step)})
+        for side, step in zip(size, stride, strict=True)
+    )
+    if any(side < 1 or side % step for side, step in zip(size, stride, strict=True)):
+        raise UserError(
+            f"{video.width}x{video.height} is no size that this network makes: the width must be a multiple of {stride[1]} and "
+            f"the height of {stride[0]}; near it are widths of {' or '.join(map(str, nearest[1]))} "
+            f"and heights of {' or '.join(map(str, nearest[0]))}."
+        )
+    return video.height // vae.spatial_stride, video.width // vae.spatial_stride, network.in_dim
 
-    The default folder holds the weights that come with the package under the name `config.weights`.
+
+def sections(settings: ml_collections.ConfigDict):
+    """The sections that every config has: (VideoConfig, DiTConfig, VAEConfig, RolloutConfig); UserError for a bad one."""
+    return (
+        config.build(VideoConfig, settings, "video"),
+        config.build(DiTConfig, settings, "dit"),
+        config.build(VAEConfig, settings, "vae"),
+        config.build(rollout.RolloutConfig, settings, "rollout"),
+    )
+
+
+def load(settings: ml_collections.ConfigDict, place: str | None = None, given: bool = False) -> Sampler:
+    """The sampler of a config, with its weights in the dtypes that the config says.
+
+    Args:
+      place: a folder or a hub repository, see `weights.locate`; default `config.weights`, which may also be the name of
+        weights that come with the package.
+      given: whether clips shall begin with something given, for which the VAE's weights are needed.
 
     Raises:
-      UserError: bad config section; missing, truncated or mis-shaped weights.
+      UserError: bad config section; a size that cannot be; missing, truncated or mis-shaped weights.
     """
-    video = config.build(VideoConfig, settings, "video")
-    encoder = config.build(text.WordEncoder, settings, "text")
-    roll = config.build(rollout.RolloutConfig, settings, "rollout")
-    network, vae = config.build(DiTConfig, settings, "dit"), VAE(config.build(VAEConfig, settings, "vae"))
-    folder = Path(folder) if folder else Path(str(resources.files("rfjax"))) / "assets" / settings.weights
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no weights folder {folder}; name one with dit.safetensors and vae.safetensors."
-        )
-    key = jax.random.key(0)
-    stride = vae.config.spatial_stride
-    likes = {
-        "dit": jax.eval_shape(functools.partial(dit.init, network), key),
-        "vae": jax.eval_shape(vae.init, key, jnp.zeros((1, 1, stride, stride, 3)))["params"],
-    }
+    video, network, codec, roll = sections(settings)
+    latent_size(video, codec, network)
+    tiny = tiny_decoder(settings)
+    sizes = {"dit": network, "tiny": tiny, "vae": codec if given or not tiny else None}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
+    folder = _folder(place, settings.weights, [*(f"{name}.safetensors" for name in sizes), *readers])
     params = {
-        name: checkpoint.load_params(folder / f"{name}.safetensors", like) for name, like in likes.items()
+        name: checkpoint.load_params(folder / f"{name}.safetensors", abstract(name, size))
+        for name, size in sizes.items()
     }
-    return Sampler(video, encoder, dit.DiT(network), vae, roll, jax.tree.map(jnp.asarray, params))
+    vae = VAE(codec)
+    decoder = TinyDecoder(tiny) if tiny else vae
+    return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
+
+
+def initial(name: str, sizes, key: Array) -> dict[str, Any]:
+    """Random parameters of "dit", "vae" or "tiny", in the dtype that the sizes name."""
+    if name == "dit":
+        params = dit.init(sizes, key)
+    elif name == "vae":
+        side = sizes.spatial_stride
+        params = VAE(sizes).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
+    else:
+        params = TinyDecoder(sizes).init(key, jnp.zeros((1, 1, 1, 1, sizes.z_dim)))["params"]
+    flat = flatten(params)
+    return unflatten({path: x if path in STATISTICS else x.astype(sizes.dtype) for path, x in flat.items()})
+
+
+def abstract(name: str, sizes) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters of "dit", "vae" or "tiny"."""
+    return jax.eval_shape(functools.partial(initial, name, sizes), jax.random.key(0))
+
+
+def tiny_decoder(settings) -> TinyVAEConfig | None:
+    """The sizes of the tiny decoder where the config wants it in place of the VAE's; UserError for another word."""
+    kind = settings.get("decoder", "vae")
+    if kind not in ("vae", "tiny"):
+        raise UserError(f"config.decoder is {kind!r}; it must be 'vae' or 'tiny'.")
+    return config.build(TinyVAEConfig, settings, "tiny") if kind == "tiny" else None
+
+
+def _reader(settings, folder: Path) -> text.WordEncoder | prompts.PromptEncoder:
+    """What reads prompts: UMT5 where the config has it, else the small world's words."""
+    if "umt5" not in settings:
+        return config.build(text.WordEncoder, settings, "text")
+    sizes = config.build(UMT5Config, settings, "umt5")
+    return prompts.PromptEncoder(folder, sizes, settings.dit.text_len, Path(PROMPTS).expanduser())
+
+
+def _folder(place: str | None, default: str, files: list[str]) -> Path:
+    packaged = Path(str(resources.files("rfjax"))) / "assets" / default
+    return packaged if place is None and packaged.is_dir() else weights.locate(place or default, files)

@@ -22,6 +22,7 @@ class TinyVAEConfig:
     z_dim: int = 16
     widths: tuple[int, ...] = (256, 128, 64, 64)  # of each level, and after the last
     temporal_upsample: tuple[bool, ...] = (False, True, True)
+    dtype: str = "float32"  # of parameters and activations when sampling
 
 
 class MemoryBlock(nn.Module):
@@ -56,6 +57,10 @@ class TinyDecoder(nn.Module):
         video = jnp.clip(FrameConv(3, name="conv_out")(nn.relu(x)), 0, 1) * 2 - 1
         # Latent frame 0 is one video frame: of the frames that it gives, the last.
         return video if past else video[:, 2 ** sum(c.temporal_upsample) - 1 :], tuple(following)
+
+    def decode_normalised(self, latents: Array, past: tuple | None = None) -> tuple[Array, tuple]:
+        """The same, in the dtype of config."""
+        return self(latents.astype(self.config.dtype), past)
 
     def _grow(self, x: Array, factor: int, level: int) -> Array:
         """[B, F, H, W, C] → [B, factor·F, H, W, C]: a linear map makes `factor` frames of each."""

@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rfjax.conv import CausalConv, FrameConv, RMSNorm, copy_present, frame_attention, upsample2x, with_past
+from rfjax import attention
+from rfjax.conv import CausalConv, FrameConv, RMSNorm, copy_present, upsample2x, with_past
 from rfjax.errors import UserError
 
 
@@ -27,6 +28,7 @@ class VAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temporal_downsample: tuple[bool, ...] = (False, True, True)
+    dtype: str = "float32"  # of parameters and activations when sampling
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
@@ -93,7 +95,9 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x, past=None):
         qkv = nn.Dense(3 * x.shape[-1], name="to_qkv")(RMSNorm(name="norm")(x))
-        return x + nn.Dense(x.shape[-1], name="proj")(frame_attention(*jnp.split(qkv, 3, -1))), ()
+        pixels = qkv.reshape((-1, x.shape[2] * x.shape[3], 1, qkv.shape[-1]))  # [B·F, H·W, one head, 3C]
+        y = attention.attend(*jnp.split(pixels, 3, -1)).reshape(x.shape)
+        return x + nn.Dense(x.shape[-1], name="proj")(y), ()
 
 
 class Downsample(nn.Module):
@@ -236,6 +240,16 @@ class VAE(nn.Module):
         pytree of arrays whose shapes do not depend on n.
         """
         return self.decoder(self.conv2(latents), state)
+
+    def decode_normalised(self, latents, state=None):
+        """`decode_step` of the diffusion model's latents, in the dtype of config."""
+        raw = self.denormalise(latents.astype(jnp.float32)).astype(self.config.dtype)
+        return self.decode_step(raw, state)
+
+    def encode_normalised(self, video, state=None):
+        """`encode_step` to the diffusion model's latents, in the dtype of config: (latents, state)."""
+        mean, _, state = self.encode_step(video.astype(self.config.dtype), state)
+        return self.normalise(mean.astype(jnp.float32)), state
 
     def _statistics(self):
         mean, std = jax.lax.stop_gradient((self.latent_mean, self.latent_std))

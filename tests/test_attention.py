@@ -20,7 +20,9 @@ def by_loop(q, k, v, mask):
     return out
 
 
-@pytest.mark.parametrize("most_scores", [2**26, 2 * 3 * 7 * 2, 1])  # all queries at once, by 2 (5 is odd), one by one
+@pytest.mark.parametrize(
+    "most_scores", [2**26, 2 * 3 * 7 * 2, 1]
+)  # all queries at once, by 2 (5 is odd), one by one
 @pytest.mark.parametrize("masked", [False, True])
 def test_agrees_with_a_loop(masked, most_scores, monkeypatch):
     monkeypatch.setattr(attention, "MOST_SCORES", most_scores)

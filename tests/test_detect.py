@@ -1,11 +1,13 @@
 """The detector against the renderer: what it finds is what was drawn, crisp or blurred, one object or two."""
 
+import types
+
 import numpy as np
 import pytest
 
 from rfjax import detect, shapes
 from rfjax.errors import UserError
-from rfjax.evaluate import blurred, evaluate_videos, ground_truth, main
+from rfjax.evaluate import beginnings, blurred, evaluate_videos, ground_truth, main
 from rfjax.score import ATTRIBUTES, report, score
 
 TWO = shapes.World(objects=2)
@@ -135,6 +137,17 @@ def test_swapped_captions_are_judged_wrong():
     videos = (shapes.render(scene, 0, 80) for scene in scenes)
     scores = evaluate_videos(videos, [shapes.caption(scene) for scene in scenes[::-1]])
     assert not any(all(clip["first"].values()) for clip in scores)
+
+
+def test_given_beginnings_are_the_scenes_own_frames():
+    model = types.SimpleNamespace(first_frames=9, later_frames=12)
+    scenes = [shapes.sample_scene(index, split="held_out") for index in range(2)]
+    assert beginnings(model, scenes, None) == []
+    picture, video = (beginnings(model, scenes, given) for given in ("picture", "video"))
+    for clip, scene in enumerate(scenes):
+        rendered = shapes.render(scene, 0, 33)
+        np.testing.assert_array_equal(video[:, clip], rendered)
+        np.testing.assert_array_equal(picture[:, clip], rendered[:1].repeat(9, 0))
 
 
 def test_command_writes_its_tables(tmp_path, capsys):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "errors",
     "attention compilation config conv flow names rope shapes tensorfile tree",
-    "detect dit text tiny_vae vae video",
+    "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
     "convert data golden losses state training_rollout",

@@ -1,6 +1,7 @@
 """The sampling command: what it writes, and that every mistake is one sentence before any work."""
 
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 import sample
 from rfjax import checkpoint, dit, sampler, vae
 from rfjax.errors import UserError
+from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -38,12 +40,19 @@ STAR = "a small yellow star orbiting over a purple background"
 
 
 class FakeSampler:
-    """Frame n of clip b is grey level 10 n + b; a latent block is its frame numbers."""
+    """Frame n of clip b is grey level 10 n + b; a latent block is its frame numbers. What is given is one block."""
 
-    def latents(self, prompts, seed, num_frames, method):
+    first_frames, later_frames = 9, 12
+
+    def encode(self, frames):
+        return [np.full((1, 3, 2, 2, 1), frame.mean()) for frame in itertools.islice(frames, 0, None, 9)]
+
+    def latents(self, prompts, seed, num_frames, method, given):
         if "dragon" in " ".join(prompts):
             raise UserError("Unknown in the prompt: dragon")
-        blocks = -(-num_frames // 3)
+        given, blocks = list(given), -(-num_frames // 3)
+        if given:
+            return (np.repeat(block, len(prompts), 0) for block in given)
         return (np.full((len(prompts), 3, 2, 2, 1), block) for block in range(blocks))
 
     def decode(self, blocks):
@@ -67,7 +76,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(sampler, "load", lambda settings, folder: FakeSampler())
+    monkeypatch.setattr(sampler, "load", lambda settings, place, given: FakeSampler())
 
 
 @pytest.fixture
@@ -123,6 +132,15 @@ def test_clip_sheet_and_latents(fake, capsys):
     assert "a.mp4: 20 frames, 2.5 s" in told and STAR in told and "frames/s" in told
 
 
+def test_a_clip_begins_with_a_picture_made_to_fit(fake):
+    Image.new("RGB", (24, 48), (200, 200, 200)).save("tall.png")
+    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "1")
+    np.testing.assert_array_equal(np.load("a.npz")["latents"], 200)
+    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "1", "--fit", "letterbox")
+    share = 8 / 24  # of the width that is not black: 16 rows high, half as wide
+    np.testing.assert_allclose(np.load("a.npz")["latents"], 200 * share, atol=1)
+
+
 def test_several_clips_are_numbered(fake, capsys):
     sample.Path("prompts.txt").write_text(f"\n{STAR}\n\n")
     prompts = ["--prompt", "a red circle", "--prompts_file", "prompts.txt", "--num_samples", "2"]
@@ -160,6 +178,13 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--prompts_file", "none.txt"], "none.txt"),
         (["--prompts_file", "empty.txt"], "holds no prompt"),
         (["--method", "diffusion"], "rolling"),
+        (["--size", "big"], "--size must be like 832x480"),
+        (["--image", "none.png"], "Cannot read the picture none.png: No such file"),
+        (["--image", "empty.txt"], "empty.txt is no picture"),
+        (["--video", "none.mp4"], "Cannot read the video none.mp4: No such file"),
+        (["--video", "empty.txt"], "Cannot read the video empty.txt"),
+        (["--video", "a.mp4", "--image", "a.png"], "not allowed with"),
+        (["--fit", "stretch"], "letterbox"),
         (["--second", "3"], "--second"),
     ],
 )
@@ -199,7 +224,7 @@ def test_full_disk_is_one_sentence(fake, capsys, partial):
 
 def test_bad_weights_are_one_sentence(capsys, weights):
     assert "tiny" in fails(capsys)
-    assert "no weights folder nowhere" in fails(capsys, "--weights", "nowhere")
+    assert "no folder nowhere" in fails(capsys, "--weights", "nowhere")
     file = sample.Path(weights, "dit.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -210,7 +235,7 @@ def test_bad_weights_are_one_sentence(capsys, weights):
         capsys, "--weights", weights, "--config", "wide.py"
     )
     os.remove(file)
-    assert "no parameter file" in fails(capsys, "--weights", weights)
+    assert "lacks dit.safetensors" in fails(capsys, "--weights", weights)
     assert sorted(os.listdir()) == ["tiny.py", "weights", "wide.py"]
 
 
@@ -222,6 +247,7 @@ def test_stream_is_the_whole_clip_and_clips_are_independent(weights, method):
     assert [block.shape for block in latents] == [(2, 3, 4, 6, 4)] * 4
     frames = np.concatenate(list(model.decode(latents)), 1)
     assert frames.shape == (2, 45, 16, 24, 3) and frames.std() > 1
+    assert model.decoder is model.vae
     whole = jax.jit(model.vae.apply, static_argnames="method")(
         {"params": model.params["vae"]}, jnp.concatenate(latents, 1), method="decode"
     )  # mean 0 and deviation 1, so nothing to denormalise
@@ -230,6 +256,68 @@ def test_stream_is_the_whole_clip_and_clips_are_independent(weights, method):
     np.testing.assert_allclose(again[0], np.concatenate(latents, 1)[0], atol=1e-4)
     other = np.concatenate(list(model.latents(["a red circle", STAR], 6, 10, method)), 1)
     assert np.abs(other - np.concatenate(latents, 1)).mean() > 0.1
+
+
+def test_given_frames_become_the_blocks_that_the_clip_begins_with(weights):
+    """Chunk by chunk they are what the VAE makes of the whole; 5 frames too many are left out."""
+    model = sampler.load(sample.config.load("tiny.py"), weights, given=True)
+    frames = np.random.default_rng(1).integers(0, 256, (26, 16, 24, 3), np.uint8)
+    given = list(model.encode(frames[:, None]))
+    assert [block.shape for block in given] == [(1, 3, 4, 6, 4)] * 2
+    video = frames[None, :21].astype(np.float32) / 127.5 - 1
+    whole = model.vae.apply({"params": model.params["vae"]}, video, method="encode")[0]
+    np.testing.assert_allclose(np.concatenate(given, 1), whole, atol=1e-4)
+    blocks = list(model.latents(["a red circle", STAR], 5, 9, given=given))
+    assert len(blocks) == 3
+    for block, its in zip(blocks, given, strict=False):
+        np.testing.assert_array_equal(block, np.repeat(its, 2, 0))
+    alone = list(model.latents(["a red circle", STAR], 5, 9))[2]
+    assert np.abs(alone - blocks[2]).mean() > 0.01
+
+
+def test_bfloat16_weights_give_nearly_the_same_clip(weights):
+    settings = sample.config.load("tiny.py")
+    fine = sampler.load(settings, weights)
+    settings.dit.dtype = settings.vae.dtype = "bfloat16"
+    coarse = sampler.load(settings, weights)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(coarse.params["dit"])} == {"bfloat16"}
+    assert str(coarse.params["vae"]["latent_std"].dtype) == "float32"
+    clips = []
+    for model in (fine, coarse):
+        latents = list(model.latents([STAR], 5, 6))
+        clips.append((np.concatenate(latents, 1), np.concatenate(list(model.decode(latents)), 1) / 255))
+    (z, video), (z_coarse, video_coarse) = clips
+    assert 0 < np.sqrt(np.mean((z - z_coarse) ** 2)) < 0.1 * z.std()
+    assert 0 < np.sqrt(np.mean((video - video_coarse) ** 2)) < 0.1
+
+
+def test_tiny_decoder_takes_the_place_of_the_vae(weights):
+    settings = sample.config.load("tiny.py")
+    settings.decoder = "tiny"
+    settings.tiny = {"z_dim": 4, "widths": (8, 8, 6, 5)}
+    sizes = sample.config.build(TinyVAEConfig, settings, "tiny")
+    rng = np.random.default_rng(0)
+    like = jax.eval_shape(TinyDecoder(sizes).init, jax.random.key(0), jnp.zeros((1, 1, 1, 1, 4)))["params"]
+    params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(s.dtype), like)
+    checkpoint.save_params(sample.Path(weights, "tiny.safetensors"), params)
+    os.remove(sample.Path(weights, "vae.safetensors"))  # it is not needed, as long as nothing is given
+    model = sampler.load(settings, weights)
+    latents = list(model.latents([STAR], 5, 6))
+    frames = np.concatenate(list(model.decode(latents)), 1)
+    whole, _ = model.decoder.apply({"params": params}, np.concatenate(latents, 1))
+    np.testing.assert_allclose((np.asarray(whole) + 1) * 127.5, frames, atol=1)
+    with pytest.raises(UserError, match="lacks vae.safetensors"):
+        sampler.load(settings, weights, given=True)
+    settings.decoder = "large"
+    with pytest.raises(UserError, match="'vae' or 'tiny'"):
+        sampler.load(settings, weights)
+
+
+@pytest.mark.parametrize(
+    "size, says", [("20x16", "widths of 16 or 24 and heights of 16"), ("24x4", "heights of 8")]
+)
+def test_size_that_the_patches_do_not_tile_is_refused_with_those_near_it(weights, capsys, size, says):
+    assert says in fails(capsys, "--weights", weights, "--size", size)
 
 
 def test_the_command_streams_and_survives_ctrl_c(tmp_path, weights):

@@ -264,18 +264,20 @@ def test_second_run_of_the_data_command_makes_only_what_is_missing(folder):
     os.remove(second)
 
 
-def test_noise_levels_of_the_teacher_are_one_a_clip_or_one_a_block():
+def test_half_of_the_teacher_s_clips_go_on_from_clean_blocks_of_every_number():
     rollout = RolloutConfig(block_frames=2, shift=5.0)
-    t = np.asarray(teacher_stage.levels(rollout, jax.random.key(0), jax.random.key(1), 4000, 7))
-    assert t.shape == (4000, 7)
-    np.testing.assert_array_equal(t[:, 0:6:2], t[:, 1:6:2])
-    uniform = (t == t[:, :1]).all(1)
-    assert abs(uniform.mean() - (1 - teacher_stage.FORCED)) < 0.03
-    sigma = t / 1000
-    unshifted = sigma[uniform, 0] / (5 - 4 * sigma[uniform, 0])
-    for drawn in (unshifted, sigma[~uniform, 0], sigma[~uniform, 6]):
-        np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
-    assert abs(np.corrcoef(sigma[~uniform][:, [0, 6]].T)[0, 1]) < 0.05
+    t, weight = map(np.asarray, teacher_stage.levels(rollout, jax.random.key(0), 4000, 7))
+    assert t.shape == weight.shape == (4000, 7)
+    np.testing.assert_allclose(weight.mean(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(weight > 0, t > 0)
+    lengths, counts = np.unique((t == 0).sum(1), return_counts=True)
+    np.testing.assert_array_equal(lengths, [0, 2, 4, 6])
+    share = teacher_stage.CONTINUED / 3
+    np.testing.assert_allclose(counts / 4000, [1 - teacher_stage.CONTINUED, *[share] * 3], atol=0.03)
+    level = t[:, -1:]
+    np.testing.assert_array_equal(t, np.where(np.arange(7) < (t == 0).sum(1, keepdims=True), 0, level))
+    drawn = level / 1000 / (5 - 4 * level / 1000)  # the shift undone
+    np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
 
 
 # Distillation's crop

@@ -45,7 +45,7 @@ def start_params(settings, key):
 def load(path: str, sizes: DiTConfig):
     """Parameters of a DiT of these sizes from a .safetensors file."""
     shapes_of = jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0))
-    return jax.tree.map(jnp.asarray, checkpoint.load_params(path, shapes_of))
+    return checkpoint.load_params(path, shapes_of)
 
 
 def optimizer(settings, section: str = "optimizer"):

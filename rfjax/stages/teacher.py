@@ -1,9 +1,8 @@
 """Stage `teacher`: the bidirectional transformer, by flow matching on clips of latents (arXiv 2210.02747, 2503.20314).
 
-Noise levels are from the shifted training table, all of equal weight: one a clip. In half of the clips, though, every block has
-one of its own (Diffusion Forcing, 2407.01392), from the table without shift, so that clear blocks stand beside noisy ones: those
-teach attention to look along time. Where all frames are as noisy, each is read by itself. A tenth of the captions is dropped,
-for guidance.
+Noise levels are from the shifted training table, one a clip, all of equal weight. In half of the clips the first blocks are
+clean, and the clip goes on from them: where all frames are as noisy, each is read by itself, and only clear ones beside noisy
+ones teach attention to look along time. A tenth of the captions is dropped, for guidance.
 """
 
 import functools
@@ -16,7 +15,7 @@ from rfjax import state as train
 from rfjax.stages import latent
 
 DROPPED = 0.1  # share of clips that learn without their caption
-FORCED = 0.5  # share of clips whose blocks have noise levels of their own
+CONTINUED = 0.5  # share of clips whose first blocks are clean
 
 
 def init(config, key):
@@ -36,26 +35,30 @@ def update(config):
     @functools.partial(jax.jit, donate_argnums=0)
     def step_once(state, batch, step):
         x0, context = batch["latents"].astype(jnp.float32), batch["context"]
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
-        t = levels(parts.rollout, keys[3], keys[0], *x0.shape[:2])
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
+        t, weight = levels(parts.rollout, keys[0], *x0.shape[:2])
         keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
         noise = jax.random.normal(keys[2], x0.shape)
 
         def objective(params):
-            return losses.diffusion_loss(parts.dit, params, x0, jnp.where(keep, context, 0.0), t, noise)
+            return losses.diffusion_loss(
+                parts.dit, params, x0, jnp.where(keep, context, 0.0), t, noise, weight
+            )
 
         return train.descend(state, objective, optimizer, options)
 
     return step_once
 
 
-def levels(rollout, kind_key, key, batch, frames):
-    """Timesteps [B, F]: one a clip, from the shifted table, or for FORCED of the clips one a block, from the even one."""
-    blocks = -(-frames // rollout.block_frames)
-    uniform = jax.random.uniform(key, (batch, blocks))
-    forced = jax.random.uniform(kind_key, (batch, 1)) < FORCED
-    clip, block = losses.table_draw(uniform[:, :1], rollout.shift)[0], losses.table_draw(uniform, 1.0)[0]
-    return jnp.repeat(jnp.where(forced, block, clip), rollout.block_frames, 1)[:, :frames]
+def levels(rollout, key, batch, frames):
+    """Timesteps [B, F] and weights [B, F] of mean 1: a level a clip; in CONTINUED of them the first blocks are 0 and count 0."""
+    block = jnp.arange(frames) // rollout.block_frames
+    level_key, kind_key, length_key = jax.random.split(key, 3)
+    t, _ = losses.table_draw(jax.random.uniform(level_key, (batch, 1)), rollout.shift)
+    continued = jax.random.uniform(kind_key, (batch, 1)) < CONTINUED
+    length = jax.random.randint(length_key, (batch, 1), 1, -(-frames // rollout.block_frames))
+    counts = jnp.where(continued & (block[None] < length), 0.0, 1.0)
+    return t * counts, counts / counts.mean()
 
 
 def generate(config):

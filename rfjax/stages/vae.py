@@ -30,7 +30,7 @@ def init(config, key):
     vae = _network(config)
     params = vae.init(key, video)["params"]
     if config.init_from:
-        params = jax.tree.map(jnp.asarray, checkpoint.load_params(config.init_from, params))
+        params = checkpoint.load_params(config.init_from, params)
         z = vae.config.z_dim
         params |= {"latent_mean": jnp.zeros(z), "latent_std": jnp.ones(z)}
     else:
