@@ -48,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR|HUB_ID",
         help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
     )
+    add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
     add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
@@ -106,12 +107,14 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
     return [prompt for prompt in prompts for _ in range(args.num_samples)]
 
 
-def resize(settings, size: str | None) -> None:
-    """Puts --size into config.video."""
-    if size is not None:
-        match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", size)
+def override(settings, args: argparse.Namespace) -> None:
+    """Puts --decoder and --size into the config."""
+    if args.decoder:
+        settings.decoder = args.decoder
+    if args.size is not None:
+        match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", args.size)
         if not match:
-            raise UserError(f"--size must be like 832x480, width and height in pixels, not {size}.")
+            raise UserError(f"--size must be like 832x480, width and height in pixels, not {args.size}.")
         settings.video.width, settings.video.height = map(int, match.groups())
 
 
@@ -199,7 +202,7 @@ def stream(
         with contextlib.ExitStack() as stack:
             clips += open_clips(args, look, len(prompts), stack)
             collected = stack.enter_context(latents_file(args.save_latents))
-            preflight.check(settings, len(prompts), preflight.capacity())
+            preflight.check(settings, len(prompts), preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
             given = model.encode(read_given(args, look, model))
             latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, given)
@@ -229,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     compilation.keep_programs(args.cache)
     compile_seconds = compilation.stopwatch()
     settings = config.load(args.config)
-    resize(settings, args.size)
+    override(settings, args)
     prompts = read_prompts(args, settings.prompt)
     clips, first, rate = stream(args, settings, prompts)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):

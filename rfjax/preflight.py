@@ -2,20 +2,19 @@
 
     python -m rfjax.preflight --config configs/wan_1_3b.py --clips 2 --memory 80
 
-Parameters, cache and the decoder's past are counted exactly, from abstract shapes; what a step needs besides is a sum of the arrays
+Parameters, cache and the decoder's past are counted exactly, from abstract shapes. What a step needs besides is a sum of the arrays
 alive at its peak, calibrated against XLA's own count (`memory_analysis` of the compiled steps on CPU, jax 0.10) from the tests'
-sizes to Wan 1.3B at 832x480: never below it, at most 1.6 times it (twice where attention scores of several clips are nearly all
-there is). Elsewhere XLA differs: the step of Wan 1.3B in bfloat16 takes 23.4 GiB on CPU, where operands are widened to float32,
-and 31.5 GiB compiled for a TPU v5p, where the sum says 31.4. No GPU was tried.
+sizes to Wan 1.3B at 832x480: never below it and, from 2 MiB on, at most 1.6 times it (twice where attention scores of several
+clips are nearly all there is). Elsewhere XLA differs: a step of Wan 1.3B in bfloat16 takes 23.4 GiB on CPU, where operands are
+widened to float32, and 31.5 GiB compiled for a TPU v5p, where the sum says 31.4. No GPU was tried.
 """
 
 import argparse
 import bisect
 import functools
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import make_dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +26,13 @@ from rfjax import config, dit, rollout
 from rfjax.attention import MOST_SCORES
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
-from rfjax.tree import flatten, unflatten
 from rfjax.vae import VAE, VAEConfig
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes.py"
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 GIB = 2**30
 WIDE = 4  # bytes of a number in products and softmax, whatever the parameters are kept in
 SPARE = 1.1  # what is lost between arrays, and the many small ones
-STATISTICS = ("latent_mean", "latent_std")  # of the VAE; always float32
-CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 Decoder = VAEConfig | TinyVAEConfig
 Video = make_dataclass("Video", [("height", int), ("width", int), ("fps", float)])
 
@@ -55,6 +52,7 @@ class Need(NamedTuple):
 
 
 class _Plan(NamedTuple):
+    method: str
     clips: int
     grid: tuple[int, int]  # rows and columns of patches
     network: dit.DiTConfig
@@ -72,17 +70,20 @@ class _Plan(NamedTuple):
         height, width = (side * self.vae.spatial_stride for side in self.latent)
         return f"{self.clips} clip{'s' * (self.clips > 1)} at a time", f"a size of {width}x{height}"
 
+    @property
+    def need(self) -> Need:
+        parameters = _bytes([_transformer(self.network), _streaming(self.decoder)[0]])
+        return Need(parameters, _cache(self), _window(self), _decoder(self))
 
-def _plan(settings: ConfigDict, clips: int) -> _Plan:
-    video, network = config.build(Video, settings, "video"), config.build(dit.DiTConfig, settings, "dit")
-    vae, kind = config.build(VAEConfig, settings, "vae"), settings.get("decoder", "vae")
-    if kind not in ("vae", "tiny"):
-        raise UserError(f"config.decoder is {kind!r}; it must be 'vae' or 'tiny'.")
-    tiny = config.build(TinyVAEConfig, settings, "tiny") if "tiny" in (*settings, kind) else None
+
+def _plan(settings: ConfigDict, clips: int, method: str) -> _Plan:
+    kinds = {"video": Video, "dit": dit.DiTConfig, "vae": VAEConfig, "rollout": rollout.RolloutConfig}
+    video, network, vae, roll = (config.build(kind, settings, name) for name, kind in kinds.items())
+    use_tiny = settings.get("decoder") == "tiny"
+    tiny = config.build(TinyVAEConfig, settings, "tiny") if use_tiny or "tiny" in settings else None
     stride, (_, down, across) = vae.spatial_stride, network.patch_size
     grid = -(-video.height // (stride * down)), -(-video.width // (stride * across))
-    roll = config.build(rollout.RolloutConfig, settings, "rollout")
-    return _Plan(clips, grid, network, vae, tiny, tiny if kind == "tiny" else vae, roll)
+    return _Plan(method, clips, grid, network, vae, tiny, tiny if use_tiny else vae, roll)
 
 
 def _bytes(arrays: Any, width: int | None = None) -> int:
@@ -94,40 +95,44 @@ def _width(part: dit.DiTConfig | Decoder) -> int:
     return jnp.dtype(part.dtype).itemsize
 
 
-def _module(part: Decoder) -> VAE | TinyDecoder:
-    return VAE(part) if isinstance(part, VAEConfig) else TinyDecoder(part)
+def _kept(params: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Abstract parameters in the dtype that sampling keeps them in; the VAE's statistics are always float32."""
+
+    def keep(path, leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if "latent" in path[-1].key else dtype)
+
+    return jax.tree.map_with_path(keep, params)
 
 
 @functools.cache
-def _parameters(part: dit.DiTConfig | Decoder) -> dict[str, Any]:
-    """Abstract parameters, in the dtype that sampling keeps them in."""
-    if isinstance(part, dit.DiTConfig):
-        tree = jax.eval_shape(functools.partial(dit.init, part), jax.random.key(0))
-    else:
-        side, channels = (part.spatial_stride, 3) if isinstance(part, VAEConfig) else (1, part.z_dim)
-        shown = jnp.zeros((1, 1, side, side, channels))
-        tree = jax.eval_shape(_module(part).init, jax.random.key(0), shown)["params"]
-    flat = flatten(tree)
-    kept = {path: leaf.dtype if path in STATISTICS else part.dtype for path, leaf in flat.items()}
-    return unflatten({path: jax.ShapeDtypeStruct(leaf.shape, kept[path]) for path, leaf in flat.items()})
+def _transformer(c: dit.DiTConfig) -> dict[str, Any]:
+    return _kept(jax.eval_shape(functools.partial(dit.init, c), jax.random.key(0)), c.dtype)
+
+
+@functools.cache
+def _streaming(c: Decoder) -> tuple[dict[str, Any], int]:
+    """A decoder's abstract parameters, and the bytes that it keeps of its past for each latent pixel."""
+    vae, latents = isinstance(c, VAEConfig), jnp.zeros((1, 1, 1, 1, c.z_dim))
+    module = VAE(c) if vae else TinyDecoder(c)
+    shown = jnp.zeros((1, 1, c.spatial_stride, c.spatial_stride, 3)) if vae else latents
+    params = _kept(jax.eval_shape(module.init, jax.random.key(0), shown)["params"], c.dtype)
+    decode = functools.partial(module.apply, method="decode_normalised")
+    return params, _bytes(jax.eval_shape(lambda params: decode({"params": params}, latents)[1], params))
 
 
 def _cache(p: _Plan) -> int:
-    def begin(params):
-        module, context = dit.DiT(p.network), jnp.zeros((p.clips, p.network.text_len, p.network.text_dim))
-        text_kv = module.apply({"params": params}, context, method="text_kv")
-        model = rollout.Model(module, params, text_kv, p.roll)
-        frame_shape = (p.roll.block_frames, *p.latent, p.network.in_dim)
-        return text_kv, rollout.rolling_init(model, p.clips, frame_shape)
-
-    return _bytes(jax.eval_shape(begin, _parameters(p.network)))
+    c, model = p.network, rollout.Model(dit.DiT(p.network), None, None, p.roll)
+    frame_shape = (p.roll.block_frames, *p.latent, c.in_dim)
+    state = jax.eval_shape(lambda: rollout.METHODS[p.method].init(model, p.clips, frame_shape))
+    return _bytes(state) + 2 * c.num_layers * p.clips * c.text_len * c.dim * _width(c)
 
 
 def _window(p: _Plan) -> int:
-    """Peak of `rollout.stream_step` besides its arguments: the window's call or the clean call, whichever needs more."""
-    c, roll, params = p.network, p.roll, _parameters(p.network)
-    block = roll.block_frames * p.grid[0] * p.grid[1]  # tokens
-    window, past = roll.num_steps * block, (roll.span_blocks - 1) * block
+    """Peak of `rollout.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
+    c, roll, params = p.network, p.roll, _transformer(p.network)
+    rolling, block = p.method == "rolling", roll.block_frames * prod(p.grid)  # tokens
+    blocks = roll.num_steps if rolling else 1  # of the window
+    window, past = blocks * block, (roll.span_blocks - 1) * block
 
     def kv(tokens: int, width: int = WIDE) -> int:  # of all layers
         return 2 * c.num_layers * p.clips * tokens * c.dim * width
@@ -140,47 +145,33 @@ def _window(p: _Plan) -> int:
         return max(attention, mlp) + hidden + _bytes(params["blocks"], WIDE) // c.num_layers
 
     widened = _bytes(params, WIDE) + kv(c.text_len) if _width(c) < WIDE else 0
-    rotations = 2 * (past + window) * c.head_dim * WIDE
-    noise_and_modulation = 4 * p.latent[0] * p.latent[1] * c.in_dim + 12 * c.dim
-    scene = rotations + p.clips * roll.num_steps * roll.block_frames * noise_and_modulation * WIDE
-    read = 3 * kv(past) // 2  # keys or values once more while they change their layout
-    changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))
-    clean = changed + read + layer(block, past + block)
-    denoise = read + kv(past + block - window) + layer(window, past + window)
-    return int(SPARE * (widened + scene + max(clean, denoise)))
-
-
-@functools.cache
-def _past(part: Decoder) -> int:
-    """Bytes that a streaming decoder keeps for each latent pixel of each clip."""
-    decode = functools.partial(_module(part).apply, method="decode_normalised")
-    latents = jnp.zeros((1, 1, 1, 1, part.z_dim))
-    return _bytes(jax.eval_shape(lambda params: decode({"params": params}, latents)[1], _parameters(part)))
+    frame = 4 * prod(p.latent) * c.in_dim + 12 * c.dim  # noise and modulation
+    scene = (2 * (past + window) * c.head_dim + p.clips * blocks * roll.block_frames * frame) * WIDE
+    # The past, and its keys or values once more while they change their layout. Self Forcing has a past for the steps in a
+    # loop and one for the clean call; in float32 also one for the last step, and one as it was gathered.
+    read = 3 * kv(past) // 2 + (0 if rolling else kv(past) * (6 if _width(c) == WIDE else 1) // 2)
+    changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))  # the cache, by a branch
+    clean = changed + layer(block, past + block)
+    denoise = kv(past + block - window) * rolling + layer(window, past + window)
+    return int(SPARE * (widened + scene + read + max(clean, denoise)))
 
 
 def _decoder(p: _Plan) -> int:
-    part, params, area = p.decoder, _parameters(p.decoder), p.roll.block_frames * p.latent[0] * p.latent[1]
-    if isinstance(part, TinyVAEConfig):
-        doubling, features = part.temporal_upsample, (0, *part.widths[:-1])
-        maps, scores = 2 * WIDE, 0  # grown, and with its frames in order
+    c, area, (params, past) = p.decoder, p.clips * prod(p.latent), _streaming(p.decoder)
+    if isinstance(c, TinyVAEConfig):
+        doubling, features, scores = c.temporal_upsample, (0, *c.widths[:-1]), 0
+        maps = 2 * WIDE  # grown, and with its frames in order
     else:
-        doubling, features = part.temporal_downsample[::-1], [part.dim * n for n in part.dim_mult[::-1]]
-        maps = 3 * WIDE + 4 * _width(part)  # parts of a convolution's sum; its ends and the shortcut
-        scores, params = 3 * p.latent[0] * p.latent[1] * WIDE, params["decoder"]
-    largest = max(n * math.prod(4 * (1 + d) for d in doubling[:i]) for i, n in enumerate(features))
-    widened = _bytes(params, WIDE) if _width(part) < WIDE else 0
-    past = p.clips * p.latent[0] * p.latent[1] * _past(part)
-    return int(
-        2 * past + SPARE * (p.clips * area * max(maps * largest, scores) + widened)
-    )  # old and new past
+        doubling, features = c.temporal_downsample[::-1], [c.dim * n for n in c.dim_mult[::-1]]
+        maps = 3 * WIDE + 4 * _width(c)  # parts of a convolution's sum; its ends and the shortcut
+        scores, params = 3 * prod(p.latent) * WIDE, params["decoder"]
+    largest = max(n * prod(4 * (1 + d) for d in doubling[:i]) for i, n in enumerate(features))
+    busy = p.roll.block_frames * area * max(maps * largest, scores)
+    widened = _bytes(params, WIDE) if _width(c) < WIDE else 0
+    return int(2 * area * past + SPARE * (busy + widened))  # the past before and after
 
 
-def _need(p: _Plan) -> Need:
-    parameters = _bytes([_parameters(p.network), _parameters(p.decoder)])
-    return Need(parameters, _cache(p), _window(p), _decoder(p))
-
-
-def need(settings: ConfigDict, clips: int) -> Need:
+def need(settings: ConfigDict, clips: int, method: str = "rolling") -> Need:
     """What sampling so many clips at a time needs, in bytes; their length does not matter.
 
     A size that the patches do not tile counts as the next larger one; `sampler.load` refuses it.
@@ -188,33 +179,24 @@ def need(settings: ConfigDict, clips: int) -> Need:
     Raises:
       UserError: a section that is missing or wrong.
     """
-    return _need(_plan(settings, clips))
+    return _plan(settings, clips, method).need
 
 
 def capacity(device: jax.Device | None = None) -> int | None:
-    """Bytes that a device has, by default the first; on CPU what the machine and its cgroups allow. None if unknown."""
+    """Bytes that a device has, by default the first; on CPU what the machine or its cgroup allows. None if unknown."""
     device = jax.local_devices()[0] if device is None else device
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_cgroup_limits()])
-
-
-def _cgroup_limits() -> Iterator[int]:
-    """Bytes that each cgroup around this process allows, where it says so; of version 2 and of version 1."""
-    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else ():
-        _, kind, own = line.split(":", 2)
-        for folder in (Path(own), *Path(own).parents) if kind in ("", "memory") else ():
-            file = CGROUPS / kind / folder.relative_to("/") / f"memory.{'limit_in_bytes' if kind else 'max'}"
-            if file.is_file() and (limit := file.read_text().strip()).isdigit():
-                yield int(limit)
+    allowed = [Path(name).read_text().strip() for name in CGROUPS if os.path.isfile(name)]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in allowed if limit.isdigit())])
 
 
 def _ways(p: _Plan) -> list[list[tuple[str, _Plan]]]:
     """For each thing that can change, the plans that change it, the mildest first, and what to call them."""
-    name = "tiny" if isinstance(p.decoder, TinyVAEConfig) else "vae"
+    name, (rows, columns) = "tiny" if isinstance(p.decoder, TinyVAEConfig) else "vae", p.grid
     network, decoder = (replace(part, dtype="bfloat16") for part in (p.network, p.decoder))
     narrow, said = p._replace(network=network, decoder=decoder), f"config.dit.dtype and config.{name}.dtype"
-    rows, columns = p.grid
     fewer = [p._replace(clips=clips) for clips in range(p.clips - 1, 0, -1)]
     smaller = [p._replace(grid=(n, max(1, round(columns * n / rows)))) for n in range(rows - 1, 0, -1)]
     return [
@@ -228,39 +210,36 @@ def _ways(p: _Plan) -> list[list[tuple[str, _Plan]]]:
 def _advice(p: _Plan, available: int) -> str:
     """The changes that fit by themselves, and as many together as it takes."""
 
-    def fits(plan: _Plan) -> bool:
-        return _need(plan).total <= available
-
     def mildest(way):  # the first that fits, else the last
-        index = bisect.bisect_left(way, True, key=lambda change: fits(change[1]))
+        index = bisect.bisect_left(way, True, key=lambda change: change[1].need.total <= available)
         return way[index : index + 1] or way[-1:]
 
-    options = [words for way in _ways(p) for words, plan in mildest(way) if fits(plan)]
-    together = []
+    alone = [change for way in _ways(p) for change in mildest(way)]
+    options, together = [words for words, plan in alone if plan.need.total <= available], []
     for index in range(len(_ways(p))):
         for words, changed in mildest(_ways(p)[index]):
             p, together = changed, [*together, words]
-        if fits(p):
+        if p.need.total <= available:
             return f"this would fit: {', or '.join(dict.fromkeys([*options, ' with '.join(together)]))}"
-    least = _need(p)
-    return f"nothing fits: the network alone needs {_gib(least.parameters)}, with the smallest clip {_gib(least.total)}"
+    weights, least = _gib(p.need.parameters), _gib(p.need.total)
+    return f"nothing fits: the network alone needs {weights}, with the smallest clip {least}"
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / GIB:.2g} GiB"
 
 
-def check(settings: ConfigDict, clips: int, available: int | None) -> Need:
+def check(settings: ConfigDict, clips: int, available: int | None, method: str = "rolling") -> Need:
     """What `need` says, if it fits in the available bytes or these are unknown.
 
     Raises:
       UserError: it does not fit; says what is needed and what would fit. Or a section that is missing or wrong.
     """
-    needed = need(settings, clips)
-    if available is None or needed.total <= available:
-        return needed
-    parts, plan = ", ".join(f"{k} {_gib(v)}" for k, v in needed._asdict().items()), _plan(settings, clips)
-    said = f"{plan.words[0]} in {plan.words[1]} need {_gib(needed.total)} ({parts})"
+    plan = _plan(settings, clips, method)
+    if available is None or plan.need.total <= available:
+        return plan.need
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in plan.need._asdict().items())
+    said = f"{', '.join(plan.words)}: this needs {_gib(plan.need.total)} ({parts})"
     raise UserError(f"{said}, but the device has {_gib(available)}; {_advice(plan, available)}.")
 
 
@@ -270,16 +249,17 @@ def main(argv: list[str] | None = None) -> None:
     add = (parser := argparse.ArgumentParser(**describe, allow_abbrev=False)).add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config()")
     add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
+    add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
     add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
     args = parser.parse_args(argv)
     if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
         raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
     settings = config.load(args.config)
     available = capacity() if args.memory is None else int(args.memory * GIB)
-    needed = need(settings, args.clips)
-    for name, size in (needed._asdict() | {"total": needed.total, "device": available}).items():
+    parts = need(settings, args.clips, args.method)
+    for name, size in (parts._asdict() | {"total": parts.total, "device": available}).items():
         print(f"{name:10}{'unknown' if size is None else _gib(size):>12}")
-    check(settings, args.clips, available)
+    check(settings, args.clips, available, args.method)
     verdict = "Give --memory to see whether it fits" if available is None else "It fits"
     print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
 

@@ -178,6 +178,7 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--prompts_file", "none.txt"], "none.txt"),
         (["--prompts_file", "empty.txt"], "holds no prompt"),
         (["--method", "diffusion"], "rolling"),
+        (["--decoder", "tiny"], "no section 'tiny'"),
         (["--size", "big"], "--size must be like 832x480"),
         (["--image", "none.png"], "Cannot read the picture none.png: No such file"),
         (["--image", "empty.txt"], "empty.txt is no picture"),
