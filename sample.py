@@ -70,6 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
     )
     add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+    add("--skip_preflight", action="store_true", help="go ahead even if memory will probably not do")
     add(
         "--cache",
         metavar="DIR",
@@ -118,14 +119,14 @@ def override(settings, args: argparse.Namespace) -> None:
         settings.video.width, settings.video.height = map(int, match.groups())
 
 
-def read_given(args: argparse.Namespace, look: sampler.VideoConfig, model: sampler.Sampler) -> Iterable:
+def read_given(args: argparse.Namespace, settings) -> Iterable[np.ndarray]:
     """The frames that all clips begin with, uint8 [1, H, W, 3]: none, a picture as long as a block, or a video."""
-    size = (look.height, look.width)
+    look, _, codec, roll = sampler.sections(settings)
+    size, (first, later) = (look.height, look.width), sampler.block_lengths(codec, roll)
     if args.image:
-        return itertools.repeat(footage.read_picture(args.image, size, args.fit)[None], model.first_frames)
+        return itertools.repeat(footage.read_picture(args.image, size, args.fit)[None], first)
     if args.video:
-        lengths = (model.first_frames, model.later_frames)
-        frames = footage.read_video(args.video, size, look.fps, args.fit, *lengths)
+        frames = footage.read_video(args.video, size, look.fps, args.fit, first, later)
         return (frame[None] for frame in frames)
     return ()
 
@@ -202,10 +203,12 @@ def stream(
         with contextlib.ExitStack() as stack:
             clips += open_clips(args, look, len(prompts), stack)
             collected = stack.enter_context(latents_file(args.save_latents))
-            preflight.check(settings, len(prompts), preflight.capacity(), args.method)
+            given = read_given(args, settings)
+            if not args.skip_preflight:
+                preflight.check(settings, len(prompts), preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
-            given = model.encode(read_given(args, look, model))
-            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, given)
+            begin = model.encode(given)
+            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, begin)
             if not (args.prompt or args.prompts_file):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)

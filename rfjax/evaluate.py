@@ -85,9 +85,10 @@ def beginnings(model, scenes, given):
     """The frames that clips of some scenes begin with, uint8 [B, H, W, 3]."""
     if given is None:
         return []
-    lasting = model.first_frames + 2 * model.later_frames
-    videos = np.stack([shapes.render(scene, 0, 1 if given == "picture" else lasting) for scene in scenes], 1)
-    return np.repeat(videos, model.first_frames, 0) if given == "picture" else videos
+    first, later = sampler.block_lengths(model.vae.config, model.rollout)
+    length = 1 if given == "picture" else first + 2 * later
+    videos = np.stack([shapes.render(scene, 0, length) for scene in scenes], 1)
+    return np.repeat(videos, first, 0) if given == "picture" else videos
 
 
 def generated_tables(args):

@@ -87,23 +87,13 @@ class Sampler:
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Array]:
         """Frames uint8 [B, H, W, 3], from a clip's start → latent blocks [B, f, h, w, C]; an unfinished block is left out."""
-        frames, state = iter(frames), None
-        for length in itertools.chain([self.first_frames], itertools.repeat(self.later_frames)):
+        (first, later), frames, state = block_lengths(self.vae.config, self.rollout), iter(frames), None
+        for length in itertools.chain([first], itertools.repeat(later)):
             chunk = list(itertools.islice(frames, length))
             if len(chunk) < length:
                 return
             latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
             yield latents
-
-    @property
-    def first_frames(self) -> int:
-        """Video frames of a clip's first block."""
-        return 1 + self.vae.config.temporal_stride * (self.rollout.block_frames - 1)
-
-    @property
-    def later_frames(self) -> int:
-        """Video frames of every later block."""
-        return self.vae.config.temporal_stride * self.rollout.block_frames
 
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
@@ -120,6 +110,12 @@ def _decode(decoder, params, latents, state):
 def _encode(vae, params, video, state):
     video = video.astype(jnp.float32) / 127.5 - 1
     return vae.apply({"params": params}, video, state, method="encode_normalised")
+
+
+def block_lengths(vae: VAEConfig, roll: rollout.RolloutConfig) -> tuple[int, int]:
+    """Video frames of a clip's first block and of every later one."""
+    later = vae.temporal_stride * roll.block_frames
+    return later - vae.temporal_stride + 1, later
 
 
 def latent_size(video: VideoConfig, vae: VAEConfig, network: DiTConfig) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """The real sizes, with random weights: writes checkpoints under the official names, converts them, and runs Wan's networks.
 
-    python tests/real_size.py [FOLDER]
+    PYTHONPATH=. python tests/real_size.py [FOLDER]
 
-Needs 9 GB of disk in FOLDER (default: a temporary one) and 8 GB of memory. 14B and UMT5-XXL are converted by shapes alone.
+Needs 9 GB of disk in FOLDER (default: a temporary one) and 10 GB of memory. 14B and UMT5-XXL are converted by shapes alone.
 """
 
 import functools

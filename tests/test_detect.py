@@ -8,7 +8,9 @@ import pytest
 from rfjax import detect, shapes
 from rfjax.errors import UserError
 from rfjax.evaluate import beginnings, blurred, evaluate_videos, ground_truth, main
+from rfjax.rollout import RolloutConfig
 from rfjax.score import ATTRIBUTES, report, score
+from rfjax.vae import VAE, VAEConfig
 
 TWO = shapes.World(objects=2)
 
@@ -140,7 +142,7 @@ def test_swapped_captions_are_judged_wrong():
 
 
 def test_given_beginnings_are_the_scenes_own_frames():
-    model = types.SimpleNamespace(first_frames=9, later_frames=12)
+    model = types.SimpleNamespace(vae=VAE(VAEConfig(dim=8)), rollout=RolloutConfig())
     scenes = [shapes.sample_scene(index, split="held_out") for index in range(2)]
     assert beginnings(model, scenes, None) == []
     picture, video = (beginnings(model, scenes, given) for given in ("picture", "video"))

@@ -42,8 +42,6 @@ STAR = "a small yellow star orbiting over a purple background"
 class FakeSampler:
     """Frame n of clip b is grey level 10 n + b; a latent block is its frame numbers. What is given is one block."""
 
-    first_frames, later_frames = 9, 12
-
     def encode(self, frames):
         return [np.full((1, 3, 2, 2, 1), frame.mean()) for frame in itertools.islice(frames, 0, None, 9)]
 
@@ -139,6 +137,14 @@ def test_a_clip_begins_with_a_picture_made_to_fit(fake):
     run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "1", "--fit", "letterbox")
     share = 8 / 24  # of the width that is not black: 16 rows high, half as wide
     np.testing.assert_allclose(np.load("a.npz")["latents"], 200 * share, atol=1)
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded(fake, monkeypatch, capsys):
+    monkeypatch.setattr(sample.preflight, "capacity", lambda: 1000)
+    assert "but the device has" in fails(capsys)
+    assert os.listdir() == ["tiny.py"]
+    run("--skip_preflight", "--seconds", "1")
+    assert os.path.exists("clip.mp4")
 
 
 def test_several_clips_are_numbered(fake, capsys):
