@@ -18,11 +18,11 @@ def get_config() -> ConfigDict:
         {
             "dim": 192,
             "ffn_dim": 768,
-            "num_heads": 3,
+            "num_heads": 6,
             "num_layers": 6,
             "in_dim": 16,
             "freq_dim": 128,
-            "rope_base": 10000.0,
+            "rope_base": 100.0,
             "text_len": 16,
             "text_dim": 48,
         }
