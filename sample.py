@@ -52,7 +52,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
-    begin.add_argument("--video", metavar="FILE", help="a video that the clips go on from, --seconds in all")
+    begin.add_argument(
+        "--video", metavar="FILE", help="a video that the clips go on from; --seconds counts it in"
+    )
     add(
         "--fit",
         choices=footage.FITS,
@@ -109,7 +111,9 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
 
 
 def override(settings, args: argparse.Namespace) -> None:
-    """Puts --decoder and --size into the config."""
+    """Puts --decoder and --size into the config; UserError for what it cannot take."""
+    if args.decoder == "tiny" and "tiny" not in settings:
+        raise UserError(f"{args.config} has no tiny decoder; leave out --decoder.")
     if args.decoder:
         settings.decoder = args.decoder
     if args.size is not None:
@@ -119,16 +123,27 @@ def override(settings, args: argparse.Namespace) -> None:
         settings.video.width, settings.video.height = map(int, match.groups())
 
 
-def read_given(args: argparse.Namespace, settings) -> Iterable[np.ndarray]:
-    """The frames that all clips begin with, uint8 [1, H, W, 3]: none, a picture as long as a block, or a video."""
+def read_given(args: argparse.Namespace, settings, total: int) -> Iterable[np.ndarray]:
+    """The frames that all clips begin with, uint8 [1, H, W, 3]: none, a picture as long as a block, or a video.
+
+    UserError if they fill the clip's `total` frames, or --out would replace them.
+    """
     look, _, codec, roll = sampler.sections(settings)
     size, (first, later) = (look.height, look.width), sampler.block_lengths(codec, roll)
+    path = args.image or args.video
+    if path and os.path.exists(args.out) and os.path.exists(path) and os.path.samefile(path, args.out):
+        raise UserError(f"--out {args.out} would replace what the clip begins with; give another name.")
     if args.image:
-        return itertools.repeat(footage.read_picture(args.image, size, args.fit)[None], first)
-    if args.video:
-        frames = footage.read_video(args.video, size, look.fps, args.fit, first, later)
-        return (frame[None] for frame in frames)
-    return ()
+        frames, count = [footage.read_picture(args.image, size, args.fit)] * first, first
+    elif args.video:
+        frames, count = footage.read_video(args.video, size, look.fps, args.fit, first, later)
+    else:
+        return ()
+    if count >= total:
+        raise UserError(
+            f"What is given fills the clip: --seconds counts it in, so give more than {count / look.fps:.1f}."
+        )
+    return (frame[None] for frame in frames)
 
 
 def numbered(path: str, clips: int) -> list[str]:
@@ -203,7 +218,7 @@ def stream(
         with contextlib.ExitStack() as stack:
             clips += open_clips(args, look, len(prompts), stack)
             collected = stack.enter_context(latents_file(args.save_latents))
-            given = read_given(args, settings)
+            given = read_given(args, settings, total)
             if not args.skip_preflight:
                 preflight.check(settings, len(prompts), preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))

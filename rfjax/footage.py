@@ -35,7 +35,7 @@ def read_picture(path: str | os.PathLike, size: tuple[int, int], how: str) -> np
 
 def read_video(
     path: str | os.PathLike, size: tuple[int, int], fps: float, how: str, first: int, later: int
-) -> Iterator[np.ndarray]:
+) -> tuple[Iterator[np.ndarray], int]:
     """The last first + n·later frames of a video at `fps`, n as large as can be, so that what follows joins its end.
 
     Args:
@@ -44,7 +44,7 @@ def read_video(
       first, later: frames of the first block and of every later one.
 
     Returns:
-      Frames uint8 [H, W, 3], read as they are taken: a long video never sits in memory.
+      Frames uint8 [H, W, 3], read as they are taken, so that a long video never sits in memory; and how many there are.
 
     Raises:
       UserError: no video that can be read, or one shorter than `first` frames; at once, not at the first frame.
@@ -55,7 +55,8 @@ def read_video(
             f"{path} is too short to go on from: it has {count} frames at {fps:g} a second, and the first block takes {first}."
         )
     spare = (count - first) % later
-    return (fit(frame.to_image(), size, how) for frame in islice(_paced(path, fps), spare, None))
+    frames = (fit(frame.to_image(), size, how) for frame in islice(_paced(path, fps), spare, None))
+    return frames, count - spare
 
 
 def _paced(path, fps: float) -> Iterator[av.VideoFrame]:

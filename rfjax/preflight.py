@@ -68,7 +68,7 @@ class _Plan(NamedTuple):
     @property
     def words(self) -> tuple[str, str]:
         height, width = (side * self.vae.spatial_stride for side in self.latent)
-        return f"{self.clips} clip{'s' * (self.clips > 1)} at a time", f"a size of {width}x{height}"
+        return f"{self.clips} clip{'s' * (self.clips > 1)} at a time", f"--size {width}x{height}"
 
     @property
     def need(self) -> Need:
@@ -201,7 +201,7 @@ def _ways(p: _Plan) -> list[list[tuple[str, _Plan]]]:
     smaller = [p._replace(grid=(n, max(1, round(columns * n / rows)))) for n in range(rows - 1, 0, -1)]
     return [
         [(f"{said} = 'bfloat16'", narrow)] if max(_width(p.network), _width(p.decoder)) > 2 else [],
-        [("config.decoder = 'tiny'", p._replace(decoder=p.tiny))] if p.tiny and name == "vae" else [],
+        [("--decoder tiny", p._replace(decoder=p.tiny))] if p.tiny and name == "vae" else [],
         [(plan.words[0], plan) for plan in fewer],
         [(plan.words[1], plan) for plan in smaller],
     ]

@@ -206,10 +206,10 @@ def changed(settings, clips, words):
             settings.dit.dtype = settings[match[1]].dtype = "bfloat16"
         elif match := re.fullmatch(r"(\d+) clips? at a time", change):
             clips = int(match[1])
-        elif match := re.fullmatch(r"a size of (\d+)x(\d+)", change):
+        elif match := re.fullmatch(r"--size (\d+)x(\d+)", change):
             settings.video.update(width=int(match[1]), height=int(match[2]))
         else:
-            assert change == "config.decoder = 'tiny'"
+            assert change == "--decoder tiny"
             settings.decoder = "tiny"
     return settings, clips
 
@@ -228,7 +228,7 @@ def test_check_passes_up_to_the_last_byte():
     settings, needed = small(), preflight.need(small(), 2)
     assert preflight.check(settings, 2, needed.total) == preflight.check(settings, 2, None) == needed
     message = refused(settings, 2, needed.total - 1)
-    assert message.startswith("2 clips at a time, a size of 24x16: this needs 0.0")
+    assert message.startswith("2 clips at a time, --size 24x16: this needs 0.0")
     assert all(f"{name} 0.0" in message for name in ("parameters", "cache", "window", "decoder"))
 
 
@@ -246,9 +246,9 @@ def test_each_change_is_advised_where_it_is_enough_and_no_more_than_is_needed():
         "config.dit.dtype and config.vae.dtype = 'bfloat16'": preflight.need(
             *changed(settings, 4, "config.dit.dtype and config.vae.dtype = 'bfloat16'")
         ),
-        "config.decoder = 'tiny'": preflight.need(*changed(settings, 4, "config.decoder = 'tiny'")),
+        "--decoder tiny": preflight.need(*changed(settings, 4, "--decoder tiny")),
         "3 clips at a time": preflight.need(settings, 3),
-        "a size of 176x120": preflight.need(*changed(settings, 4, "a size of 176x120")),
+        "--size 176x120": preflight.need(*changed(settings, 4, "--size 176x120")),
     }
     for words, needed in needs.items():
         assert words in options(refused(settings, 4, needed.total))
@@ -260,11 +260,11 @@ def test_what_is_not_enough_alone_is_combined_in_order():
     every = changed(
         settings,
         4,
-        "config.dit.dtype and config.vae.dtype = 'bfloat16' with config.decoder = 'tiny' with 1 clip at a time",
+        "config.dit.dtype and config.vae.dtype = 'bfloat16' with --decoder tiny with 1 clip at a time",
     )
     words = options(refused(settings, 4, preflight.need(*every).total))[-1]
     assert words.startswith(
-        "config.dit.dtype and config.vae.dtype = 'bfloat16' with config.decoder = 'tiny' with 1 clip"
+        "config.dit.dtype and config.vae.dtype = 'bfloat16' with --decoder tiny with 1 clip"
     )
     assert "size" not in words
 

@@ -132,11 +132,25 @@ def test_clip_sheet_and_latents(fake, capsys):
 
 def test_a_clip_begins_with_a_picture_made_to_fit(fake):
     Image.new("RGB", (24, 48), (200, 200, 200)).save("tall.png")
-    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "1")
+    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "2")
     np.testing.assert_array_equal(np.load("a.npz")["latents"], 200)
-    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "1", "--fit", "letterbox")
+    run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "2", "--fit", "letterbox")
     share = 8 / 24  # of the width that is not black: 16 rows high, half as wide
     np.testing.assert_allclose(np.load("a.npz")["latents"], 200 * share, atol=1)
+
+
+def test_what_is_given_must_leave_room_and_is_never_replaced(fake, capsys):
+    run("--seconds", "4", "--out", "long.mp4")  # 32 frames: 21 are whole blocks
+    whole = sample.Path("long.mp4").read_bytes()
+    error = fails(capsys, "--video", "long.mp4", "--seconds", "2.5")
+    assert "--seconds counts it in, so give more than 2.6" in error
+    assert "would replace what the clip begins with" in fails(
+        capsys, "--video", "long.mp4", "--out", "long.mp4"
+    )
+    assert sorted(os.listdir()) == ["long.mp4", "tiny.py"]
+    assert sample.Path("long.mp4").read_bytes() == whole
+    Image.new("RGB", (24, 16)).save("a.png")
+    assert "more than 1.1" in fails(capsys, "--image", "a.png", "--seconds", "1")
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(fake, monkeypatch, capsys):
@@ -184,7 +198,7 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--prompts_file", "none.txt"], "none.txt"),
         (["--prompts_file", "empty.txt"], "holds no prompt"),
         (["--method", "diffusion"], "rolling"),
-        (["--decoder", "tiny"], "no section 'tiny'"),
+        (["--decoder", "tiny"], "tiny.py has no tiny decoder"),
         (["--size", "big"], "--size must be like 832x480"),
         (["--image", "none.png"], "Cannot read the picture none.png: No such file"),
         (["--image", "empty.txt"], "empty.txt is no picture"),
