@@ -3,7 +3,8 @@
     python sample.py --config configs/wan_1_3b.py --prompt "…" --seconds 30 --out clip.mp4
     python sample.py --config configs/wan_1_3b.py --weights gdhe17/Self-Forcing --method self_forcing --prompt "…"
 
-The public weights are fetched from the hub at the first run, 17 GB in all, and converted once. They carry their own terms.
+The public weights are fetched from the hub at the first run (the text encoder alone has 11 GB) and converted once. They carry
+their own terms.
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,7 @@ import argparse
 import bisect
 import functools
 import os
-from dataclasses import make_dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rfjax import config, dit, rollout
+from rfjax import config, dit, rollout, sampler
 from rfjax.attention import MOST_SCORES
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
@@ -34,7 +34,6 @@ GIB = 2**30
 WIDE = 4  # bytes of a number in products and softmax, whatever the parameters are kept in
 SPARE = 1.1  # what is lost between arrays, and the many small ones
 Decoder = VAEConfig | TinyVAEConfig
-Video = make_dataclass("Video", [("height", int), ("width", int), ("fps", float)])
 
 
 class Need(NamedTuple):
@@ -72,18 +71,17 @@ class _Plan(NamedTuple):
 
     @property
     def need(self) -> Need:
-        parameters = _bytes([_transformer(self.network), _streaming(self.decoder)[0]])
+        parameters = _bytes([sampler.abstract("dit", self.network), _streaming(self.decoder)[0]])
         return Need(parameters, _cache(self), _window(self), _decoder(self))
 
 
 def _plan(settings: ConfigDict, clips: int, method: str) -> _Plan:
-    kinds = {"video": Video, "dit": dit.DiTConfig, "vae": VAEConfig, "rollout": rollout.RolloutConfig}
-    video, network, vae, roll = (config.build(kind, settings, name) for name, kind in kinds.items())
-    use_tiny = settings.get("decoder") == "tiny"
-    tiny = config.build(TinyVAEConfig, settings, "tiny") if use_tiny or "tiny" in settings else None
+    video, network, vae, roll = sampler.sections(settings)
+    used = sampler.tiny_decoder(settings)
+    tiny = config.build(TinyVAEConfig, settings, "tiny") if "tiny" in settings else None
     stride, (_, down, across) = vae.spatial_stride, network.patch_size
     grid = -(-video.height // (stride * down)), -(-video.width // (stride * across))
-    return _Plan(method, clips, grid, network, vae, tiny, tiny if use_tiny else vae, roll)
+    return _Plan(method, clips, grid, network, vae, tiny, used or vae, roll)
 
 
 def _bytes(arrays: Any, width: int | None = None) -> int:
@@ -95,27 +93,11 @@ def _width(part: dit.DiTConfig | Decoder) -> int:
     return jnp.dtype(part.dtype).itemsize
 
 
-def _kept(params: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Abstract parameters in the dtype that sampling keeps them in; the VAE's statistics are always float32."""
-
-    def keep(path, leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if "latent" in path[-1].key else dtype)
-
-    return jax.tree.map_with_path(keep, params)
-
-
-@functools.cache
-def _transformer(c: dit.DiTConfig) -> dict[str, Any]:
-    return _kept(jax.eval_shape(functools.partial(dit.init, c), jax.random.key(0)), c.dtype)
-
-
 @functools.cache
 def _streaming(c: Decoder) -> tuple[dict[str, Any], int]:
     """A decoder's abstract parameters, and the bytes that it keeps of its past for each latent pixel."""
     vae, latents = isinstance(c, VAEConfig), jnp.zeros((1, 1, 1, 1, c.z_dim))
-    module = VAE(c) if vae else TinyDecoder(c)
-    shown = jnp.zeros((1, 1, c.spatial_stride, c.spatial_stride, 3)) if vae else latents
-    params = _kept(jax.eval_shape(module.init, jax.random.key(0), shown)["params"], c.dtype)
+    module, params = VAE(c) if vae else TinyDecoder(c), sampler.abstract("vae" if vae else "tiny", c)
     decode = functools.partial(module.apply, method="decode_normalised")
     return params, _bytes(jax.eval_shape(lambda params: decode({"params": params}, latents)[1], params))
 
@@ -129,7 +111,7 @@ def _cache(p: _Plan) -> int:
 
 def _window(p: _Plan) -> int:
     """Peak of `rollout.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
-    c, roll, params = p.network, p.roll, _transformer(p.network)
+    c, roll, params = p.network, p.roll, sampler.abstract("dit", p.network)
     rolling, block = p.method == "rolling", roll.block_frames * prod(p.grid)  # tokens
     blocks = roll.num_steps if rolling else 1  # of the window
     window, past = blocks * block, (roll.span_blocks - 1) * block

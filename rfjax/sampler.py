@@ -185,6 +185,7 @@ def initial(name: str, sizes, key: Array) -> dict[str, Any]:
     return unflatten({path: x if path in STATISTICS else x.astype(sizes.dtype) for path, x in flat.items()})
 
 
+@functools.cache
 def abstract(name: str, sizes) -> dict[str, Any]:
     """Shapes and dtypes of the parameters of "dit", "vae" or "tiny"."""
     return jax.eval_shape(functools.partial(initial, name, sizes), jax.random.key(0))

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/real_size.py [FOLDER]
 
-Needs 9 GB of disk in FOLDER (default: a temporary one) and 10 GB of memory. 14B and UMT5-XXL are converted by shapes alone.
+Needs 7 GB of disk in FOLDER (default: a temporary one) and 10 GB of memory. 14B and UMT5-XXL are converted by shapes alone.
 """
 
 import functools
