@@ -25,7 +25,8 @@ def init(config, key):
 
 def data(config):
     """Batches {"latents" [B, F, h, w, C], "context" [B, text_len, text_dim]}: the first config.frames of every record."""
-    return latent.records(config).map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
+    batches = latent.records(config, "latents", frames=config.frames)
+    return batches.map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
 
 
 def update(config):
