@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, latent, ode, teacher, vae
+from rfjax.stages import distill, latent, ode, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
@@ -23,6 +23,14 @@ STAGES = {
         teacher.init, teacher.data, teacher.update, latent.export, teacher.sample, teacher.evaluate
     ),
     "ode": Stage(ode.init, ode.data, ode.update, latent.export, ode.sample, ode.evaluate),
+    "teacher_forcing": Stage(
+        teacher_forcing.init,
+        teacher_forcing.data,
+        teacher_forcing.update,
+        latent.export,
+        ode.sample,
+        ode.evaluate,
+    ),
     "distill": Stage(
         distill.init, distill.data, distill.update, distill.export, distill.sample, distill.evaluate
     ),

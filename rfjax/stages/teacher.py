@@ -2,7 +2,7 @@
 
 Noise levels are from the shifted training table, one a clip, all of equal weight. In half of the clips the first blocks are
 clean, and the clip goes on from them: where all frames are as noisy, each is read by itself, and only clear ones beside noisy
-ones teach attention to look along time. A tenth of the captions is dropped, for guidance.
+ones teach attention to look along time. In a tenth of the clips the negative prompt stands for the caption, for guidance.
 """
 
 import functools
@@ -14,7 +14,7 @@ from rfjax import losses, teacher
 from rfjax import state as train
 from rfjax.stages import latent
 
-DROPPED = 0.1  # share of clips that learn without their caption
+DROPPED = 0.1  # share of clips that learn with the negative prompt in place of their caption
 CONTINUED = 0.5  # share of clips whose first blocks are clean
 
 
@@ -32,6 +32,7 @@ def data(config):
 def update(config):
     """f(state, batch, step) → (state, metrics)."""
     parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
+    negative = latent.negative(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step_once(state, batch, step):
@@ -43,7 +44,7 @@ def update(config):
 
         def objective(params):
             return losses.diffusion_loss(
-                parts.dit, params, x0, jnp.where(keep, context, 0.0), t, noise, weight
+                parts.dit, params, x0, jnp.where(keep, context, negative[None]), t, noise, weight
             )
 
         return train.descend(state, objective, optimizer, options)
@@ -64,7 +65,7 @@ def levels(rollout, key, batch, frames):
 
 def generate(config):
     """f(state, context, key) → latents [B, F, h, w, C] by the guided sampler."""
-    parts = latent.parts(config)
+    parts, negative = latent.parts(config), latent.negative(config)
 
     @jax.jit
     def run(params, context, key):
@@ -74,7 +75,7 @@ def generate(config):
             params,
             noise,
             context,
-            jnp.zeros_like(context),
+            jnp.broadcast_to(negative, context.shape),
             config.guidance,
             config.solver_steps,
             config.rollout.shift,
