@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from tqdm import tqdm
 
-from rfjax import checkpoint, config, data, dit, footage, prompts, shapes, sharding, teacher, weights
+from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
 from rfjax.errors import UserError
-from rfjax.stages import latent
+from rfjax.stages import latent, sources
 from rfjax.umt5 import UMT5Config
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     shards: int
     make: Callable[[int], Iterable[dict[str, Any]]]  # shard → its records
     about: dict[str, Any]  # what it is made of: anything JSON takes
-    negative: Callable[[], dict[str, Any]] | None = None  # the negative prompt's record
+    negative: Callable[[], np.ndarray] | None = None  # the negative prompt's embedding [text_len, text_dim]
     skipped: Sequence[str] = ()  # sentences on what gave no records, once they are made
 
 
@@ -83,7 +83,8 @@ def _solver(settings):
     """f(context [B, text_len, text_dim], key) → trajectories [B, S + 1, F, h, w, C]."""
     parts = latent.parts(settings)
     mesh = local_mesh(settings.record_batch)
-    params = _teacher(settings.teacher, parts.dit.config, mesh)
+    source = {"teacher": latent.transformer(parts.dit.config, settings.teacher, frozen=True)}
+    params = sources.load(source, jax.random.key(0), mesh)["teacher"]
     places = teacher.few_step_indices(parts.rollout.steps, settings.solver_steps)
     places = np.append(places, settings.solver_steps)
     negative = latent.negative(settings)
@@ -109,14 +110,6 @@ def _solver(settings):
             return np.asarray(solve(params, batch["context"], key))
 
     return run
-
-
-def _teacher(path: str, sizes: dit.DiTConfig, mesh: Mesh):
-    """The teacher's parameters, split over the mesh."""
-    like = jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0))
-    places = sharding.place(like, mesh)
-    like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, places)
-    return jax.device_put(checkpoint.load_params(path, like), places)
 
 
 def encoded_prompts(settings, file: str) -> Plan:
@@ -262,11 +255,15 @@ def _digest(sources: list[str], size: int) -> dict[str, Any]:
 
 
 def _negative(settings, read):
-    """The record of the config's negative prompt, made when it is asked for; None for the small world, where it is zeros."""
+    """f() → the config's negative prompt, bfloat16 [text_len, text_dim]; None for the small world, where it is zeros."""
     if latent.words(settings):
         return None
-    caption = settings.get("negative_prompt", "")
-    return lambda: {"caption": caption, "context": read(caption)}
+
+    def embedding():
+        context = read(settings.get("negative_prompt", ""))
+        return np.pad(context, ((0, settings.dit.text_len - len(context)), (0, 0)))
+
+    return embedding
 
 
 def _batches(settings, index: int) -> Iterator[int]:

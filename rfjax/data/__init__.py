@@ -27,7 +27,6 @@ ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
 ABOUT = "about.json"  # beside the shards: what they are made of
-NEGATIVE = "negative.record"  # beside the shards: one record, the encoded negative prompt
 
 
 def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
@@ -83,17 +82,6 @@ def records(folder, batch_size, made_by, seed=0, read=lambda record: record):
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     return dataset.map(serialization.msgpack_restore).map(read).batch(batch_size)
-
-
-def read_negative(folder, made_by):
-    """The record of the negative prompt beside the shards of a folder; UserError where there is none that can be read."""
-    path = Path(folder) / NEGATIVE
-    if not path.is_file():
-        raise UserError(f"There is no encoded negative prompt {path}: make it with `{made_by}`")
-    try:
-        return serialization.msgpack_restore(grain.sources.ArrayRecordDataSource([str(path)])[0])
-    except Exception as error:  # as above
-        raise UserError(f"{path} is damaged ({error}): delete it and run `{made_by}`") from error
 
 
 def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):

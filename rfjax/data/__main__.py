@@ -14,8 +14,9 @@ from pathlib import Path
 
 import jax
 
-from rfjax import compilation, config, data, datasets
+from rfjax import checkpoint, compilation, config, data, datasets
 from rfjax.errors import UserError, exit_cleanly
+from rfjax.stages import latent
 
 COMMANDS = {
     "latents": datasets.clip_latents,
@@ -46,8 +47,9 @@ def main() -> None:
         settings.shards = args.shards
     plan = COMMANDS[args.what](settings, *([args.source] if args.source else []))
     data.claim(plan.folder, {"command": args.what} | plan.about)
-    if plan.negative and not (Path(plan.folder) / data.NEGATIVE).exists() and jax.process_index() == 0:
-        data.write_shard(Path(plan.folder) / data.NEGATIVE, [plan.negative()])
+    negative = Path(plan.folder) / latent.NEGATIVE
+    if plan.negative and not negative.exists() and jax.process_index() == 0:
+        checkpoint.save_params(negative, {"context": plan.negative()})
     data.write_shards(plan.folder, plan.make, plan.shards)
     for sentence in plan.skipped:
         print(sentence)

@@ -5,8 +5,11 @@ are encoded beforehand (`python -m rfjax.data encode-prompts`, `encode-videos`) 
 encoder lives where a model trains.
 """
 
+import dataclasses
 import functools
 import itertools
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,10 +23,11 @@ from rfjax import state as train
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
+from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
 ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config …"
-
+NEGATIVE = "negative.safetensors"  # beside the shards: the encoded negative prompt
 SHOWN = 4  # clips among a stage's samples
 
 
@@ -57,12 +61,31 @@ def video(settings) -> sampler.VideoConfig:
     return sampler.VideoConfig(world.size, world.size, world.fps)
 
 
-def start_params(settings, key):
-    """Parameters from settings.init_from, a .safetensors file, or random where it is empty."""
-    sizes = config.build(DiTConfig, settings, "dit")
-    if not settings.init_from:
-        return dit.init(sizes, key)
-    return load(settings.init_from, sizes)
+def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
+    """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
+    kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")
+    return Source(functools.partial(sampler.initial, "dit", kept), path)
+
+
+def networks(settings):
+    """{"dit": the parameters in settings.init_from, or random where it is empty}."""
+    return {"dit": transformer(config.build(DiTConfig, settings, "dit"), settings.init_from)}
+
+
+def nothing(settings):
+    """{}: a stage that uses no network but the one it trains."""
+    del settings
+    return {}
+
+
+def init(settings, params):
+    """TrainState of params["dit"]."""
+    return train.create(params["dit"], optimizer(settings)[0])
+
+
+def working(sizes: DiTConfig, params):
+    """Parameters in the dtype of the computation, for one pass through the network; gradients come back in float32."""
+    return jax.tree.map(lambda x: x.astype(sizes.dtype), params)
 
 
 def load(path: str, sizes: DiTConfig):
@@ -145,15 +168,27 @@ def encoded_prompts(settings, folder: str, batch_size: int):
     return batches
 
 
-def negative(settings) -> np.ndarray:
-    """What guidance leads away from, float32 [text_len, text_dim]: the encoded negative prompt that lies beside the records of
-    `prompt_folder`, or zeros for the small world's words. UserError where it is missing or of another size.
+def unconditional(settings) -> dict[str, Source]:
+    """{"negative": {"context" [text_len, text_dim]}}: what guidance leads away from, among the parameters that a stage only uses.
+
+    It is the encoded negative prompt beside the records of `prompt_folder`, or zeros for the small world's words.
     """
-    if words(settings):
-        return words(settings).unconditional(1)[0]
-    folder = prompt_folder(settings)
-    found = pipelines.read_negative(folder, ENCODE_PROMPTS)
-    return with_context(settings, folder, ENCODE_PROMPTS)(found)["context"]
+    path = "" if words(settings) else str(Path(prompt_folder(settings)) / NEGATIVE)
+    shape = settings.dit.text_len, settings.dit.text_dim
+    return {"negative": Source(lambda key: {"context": jnp.zeros(shape)}, path)}
+
+
+def negative(settings) -> np.ndarray:
+    """The embedding of `unconditional`, float32 [text_len, text_dim]; UserError where there is none or one of another size."""
+    source = unconditional(settings)["negative"]
+    like = jax.eval_shape(source.init, jax.random.key(0))
+    if not source.path:
+        return np.zeros(like["context"].shape, np.float32)
+    if not os.path.isfile(source.path):
+        raise UserError(
+            f"There is no encoded negative prompt {source.path}; make it with `{ENCODE_PROMPTS}`."
+        )
+    return np.asarray(checkpoint.load_params(source.path, like)["context"])
 
 
 def with_context(settings, folder: str, made_by: str):
@@ -188,8 +223,8 @@ def _numbers(batch):
 
 
 def _vae(settings):
-    vae = VAE(config.build(VAEConfig, settings, "vae"))
-    return vae, checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", vae.config))
+    sizes = config.build(VAEConfig, settings, "vae")
+    return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
 
 
 def decoder(settings):
@@ -239,13 +274,21 @@ def temporal_stride(settings) -> int:
     return config.build(VAEConfig, settings, "vae").temporal_stride
 
 
-def reencoder(settings):
-    """f(latents [B, n, h, w, C], i) → the last video frame of latent frame i encoded alone, [B, 1, h, w, C]."""
-    vae, params = _vae(settings)
-    stride = vae.config.temporal_stride
-    apply = functools.partial(vae.apply, {"params": params})
+def codec(settings) -> Source:
+    """The parameters in settings.vae_weights."""
+    return Source(
+        functools.partial(sampler.initial, "vae", config.build(VAEConfig, settings, "vae")),
+        settings.vae_weights,
+    )
 
-    def reencode(latents, frame):
+
+def reencoder(settings):
+    """f(VAE params, latents [B, n, h, w, C], i) → the last video frame of latent frame i encoded alone, [B, 1, h, w, C]."""
+    vae = VAE(config.build(VAEConfig, settings, "vae"))
+    stride = vae.config.temporal_stride
+
+    def reencode(params, latents, frame):
+        apply = functools.partial(vae.apply, {"params": params})
         video = apply(apply(latents, method="denormalise"), method="decode")
         image = jax.lax.dynamic_slice_in_dim(video, stride * frame, 1, axis=1)
         return apply(apply(image, method="encode")[0], method="normalise")

@@ -15,11 +15,6 @@ from rfjax.errors import UserError
 from rfjax.stages import latent, teacher
 
 
-def init(config, key):
-    """TrainState from the weights in config.init_from, such as the bidirectional teacher's."""
-    return train.create(latent.start_params(config, key), latent.optimizer(config)[0])
-
-
 def data(config):
     """The teacher's batches; UserError unless config.frames are whole blocks."""
     if config.frames % config.rollout.block_frames:
@@ -30,21 +25,23 @@ def data(config):
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics)."""
+    """f(state, {}, batch, step) → (state, metrics)."""
     parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, batch, step):
-        x0 = batch["latents"].astype(jnp.float32)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
-        t, noise = levels(parts.rollout, keys[0], *x0.shape[:2]), jax.random.normal(keys[1], x0.shape)
+    def step_once(state, frozen, batch, step):
+        del frozen
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
 
-        def objective(params):
-            return losses.teacher_forcing_loss(
-                parts.dit, params, x0, batch["context"], t, noise, parts.rollout.block_frames
-            )
+        def objective(params, batch, index):
+            x0, context = batch["latents"].astype(jnp.float32), batch["context"]
+            keys = jax.random.split(jax.random.fold_in(key, index))
+            t, noise = levels(parts.rollout, keys[0], *x0.shape[:2]), jax.random.normal(keys[1], x0.shape)
+            params, block_frames = latent.working(parts.dit.config, params), parts.rollout.block_frames
+            loss = losses.teacher_forcing_loss(parts.dit, params, x0, context, t, noise, block_frames)
+            return loss, {"loss": loss}
 
-        return train.descend(state, objective, optimizer, options)
+        return train.descend(state, objective, batch, optimizer, options, config.accumulate)
 
     return step_once
 
