@@ -60,12 +60,13 @@ def ode_pairs(settings) -> Plan:
 
     Prompts are the encoded ones in settings.prompts, else the small world's captions. Trajectory i depends on (seed, i) alone.
     """
-    solve, size = _solver(settings), settings.record_batch
-    encoded = settings.get("prompts")
+    latent.whole_blocks(settings, "record_frames")
+    size, encoded = settings.record_batch, settings.get("prompts")
     if encoded:
         texts = latent.encoded_prompts(settings, encoded, size)
     else:
         texts = data.captions(size, settings.seed, config.build(shapes.World, settings, "world"))
+    solve = _solver(settings)
 
     def make(index):
         for place in _batches(settings, index):

@@ -61,6 +61,15 @@ def video(settings) -> sampler.VideoConfig:
     return sampler.VideoConfig(world.size, world.size, world.fps)
 
 
+def whole_blocks(settings, name: str) -> None:
+    """UserError unless so many latent frames are whole blocks."""
+    block = settings.rollout.block_frames
+    if settings[name] % block:
+        raise UserError(
+            f"config.{name} is {settings[name]}; set it to a multiple of the {block} frames of a block."
+        )
+
+
 def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
     """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
     kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")

@@ -11,16 +11,12 @@ import jax.numpy as jnp
 
 from rfjax import losses
 from rfjax import state as train
-from rfjax.errors import UserError
 from rfjax.stages import latent, teacher
 
 
 def data(config):
     """The teacher's batches; UserError unless config.frames are whole blocks."""
-    if config.frames % config.rollout.block_frames:
-        raise UserError(
-            f"config.frames is {config.frames}; set it to a multiple of the {config.rollout.block_frames} frames of a block."
-        )
+    latent.whole_blocks(config, "frames")
     return teacher.data(config)
 
 
