@@ -24,6 +24,7 @@ from rfjax.errors import UserError
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
+NEGATIVE = "negative.record"  # beside the shards: one record, the encoded negative prompt
 
 
 def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
@@ -51,12 +52,13 @@ def captions(batch_size, seed=0, world=shapes.WORLD, split="train"):
     return grain.MapDataset.range(ENDLESS).map(element).batch(batch_size)
 
 
-def records(folder, batch_size, made_by, seed=0):
+def records(folder, batch_size, made_by, seed=0, read=lambda record: record):
     """Records written by `write_shard`, shuffled anew in every pass, for ever.
 
     Args:
         folder: where the shards lie.
         made_by: the command that makes them, for the error message.
+        read: f(record) → record, what is done to each before they are batched.
 
     Returns:
         grain.MapDataset of dicts of arrays [batch_size, …]; strings become one str array.
@@ -77,7 +79,18 @@ def records(folder, batch_size, made_by, seed=0):
             f"{folder} holds {count} records, fewer than a batch of {batch_size}: run `{made_by}`"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return dataset.map(serialization.msgpack_restore).batch(batch_size)
+    return dataset.map(serialization.msgpack_restore).map(read).batch(batch_size)
+
+
+def read_negative(folder, made_by):
+    """The record of the negative prompt beside the shards of a folder; UserError where there is none that can be read."""
+    path = Path(folder) / NEGATIVE
+    if not path.is_file():
+        raise UserError(f"There is no encoded negative prompt {path}: make it with `{made_by}`")
+    try:
+        return serialization.msgpack_restore(grain.sources.ArrayRecordDataSource([str(path)])[0])
+    except Exception as error:  # as above
+        raise UserError(f"{path} is damaged ({error}): delete it and run `{made_by}`") from error
 
 
 def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):

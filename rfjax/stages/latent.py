@@ -1,4 +1,9 @@
-"""What the stages on latents share: the small world's networks, batches, and how their clips are judged."""
+"""What the stages on latents share: networks, batches with encoded text, and how the small world's clips are judged.
+
+Text is one of two things. The small world's words are encoded where they are used; where a config has a section `umt5`, prompts
+are encoded beforehand (`python -m rfjax.data encode-prompts`, `encode-videos`) and records bring their "context", so that no text
+encoder lives where a model trains.
+"""
 
 import dataclasses
 import functools
@@ -17,13 +22,15 @@ from rfjax.rollout import RolloutConfig
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
+ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config CONFIG"
+
 
 class Parts(NamedTuple):
     """The pieces that a config describes."""
 
     dit: DiT
     rollout: RolloutConfig
-    encoder: text.WordEncoder
+    encoder: text.WordEncoder | None  # None where prompts are encoded beforehand
     frame_shape: tuple[int, int, int, int]  # (f, h, w, C) of a latent block
 
 
@@ -31,9 +38,21 @@ def parts(settings) -> Parts:
     """Builds them; UserError for a bad section."""
     sizes, codec = config.build(DiTConfig, settings, "dit"), config.build(VAEConfig, settings, "vae")
     rollout = config.build(RolloutConfig, settings, "rollout")
-    side = settings.world.size // codec.spatial_stride
-    encoder = config.build(text.WordEncoder, settings, "text")
-    return Parts(DiT(sizes), rollout, encoder, (rollout.block_frames, side, side, sizes.in_dim))
+    frame = sampler.latent_size(video(settings), codec, sizes)
+    return Parts(DiT(sizes), rollout, words(settings), (rollout.block_frames, *frame))
+
+
+def words(settings) -> text.WordEncoder | None:
+    """The small world's encoder; None where prompts are encoded beforehand."""
+    return None if "umt5" in settings else config.build(text.WordEncoder, settings, "text")
+
+
+def video(settings) -> sampler.VideoConfig:
+    """What a clip looks like from outside: as the small world has it where there is one, else as the section `video` says."""
+    if "world" not in settings:
+        return config.build(sampler.VideoConfig, settings, "video")
+    world = config.build(shapes.World, settings, "world")
+    return sampler.VideoConfig(world.size, world.size, world.fps)
 
 
 def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
@@ -75,37 +94,118 @@ def optimizer(settings, section: str = "optimizer"):
     return train.make_optimizer(options, settings.steps), options
 
 
-def records(settings):
-    """Batches of the records in settings.data with captions encoded: {"context" [B, text_len, text_dim], …}."""
-    encoder = config.build(text.WordEncoder, settings, "text")
-    batches = pipelines.records(settings.data, settings.batch_size, settings.made_by, settings.seed)
-    return batches.map(functools.partial(_encode_captions, encoder))
+def records(settings, field: str, leading: tuple[int, ...] = (), frames: int = 1):
+    """Batches of the records in settings.data with their text encoded: {"context" [B, text_len, text_dim], field, …}.
+
+    Args:
+      field: the array that the stage is about, [*leading, F, h, w, C] in a record.
+      frames: the fewest that F may be.
+
+    Raises:
+      UserError: no records, or one that lacks its text or is of another size; of the first batch now, of others when they come.
+    """
+    frame = parts(settings).frame_shape[1:]
+
+    def fits(record):
+        shape = record[field].shape if field in record else ()
+        sizes = (*shape[: len(leading)], *shape[-3:])
+        if len(shape) != len(leading) + 4 or sizes != (*leading, *frame) or shape[-4] < frames:
+            wanted = [*leading, f"{frames} or more", *frame]
+            raise UserError(
+                f"A record in {settings.data} has {field} of {list(shape) or 'no size'}, but this config needs "
+                f"[{', '.join(map(str, wanted))}]; make the records anew with `{settings.made_by}`."
+            )
+        return record
+
+    read = with_context(settings, settings.data, settings.made_by)
+    batches = pipelines.records(
+        settings.data, settings.batch_size, settings.made_by, settings.seed, lambda record: fits(read(record))
+    )
+    batches[0]  # read for its mistakes
+    return batches.map(_numbers)
+
+
+def prompts(settings, batch_size: int | None = None):
+    """Endless batches {"context" [B, text_len, text_dim]} to roll out from; B is settings.batch_size where none is given.
+
+    They are the encoded prompts in the folder settings.data, else the small world's training captions.
+    """
+    batch_size = batch_size or settings.batch_size
+    if not settings.get("data"):
+        return captions(settings, batch_size)
+    return encoded_prompts(settings, settings.data, batch_size).map(_numbers)
 
 
 def captions(settings, batch_size: int):
-    """Endless batches {"context" [B, text_len, text_dim]} of training captions."""
-    encoder, world = (
-        config.build(text.WordEncoder, settings, "text"),
-        config.build(shapes.World, settings, "world"),
-    )
-    return pipelines.captions(batch_size, settings.seed, world).map(
-        functools.partial(_encode_captions, encoder)
-    )
+    """Endless batches {"context" [B, text_len, text_dim]} of the small world's training captions."""
+    encoder, world = words(settings), config.build(shapes.World, settings, "world")
+
+    def encode(batch):
+        return {"context": encoder.encode(list(batch["caption"]))}
+
+    return pipelines.captions(batch_size, settings.seed, world).map(encode)
 
 
-def _encode_captions(encoder, batch):
-    context = encoder.encode(list(batch["caption"]))
-    return {"context": context} | {name: batch[name] for name in batch if name != "caption"}
+def encoded_prompts(settings, folder: str, batch_size: int):
+    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]} of a folder that `encode-prompts` made.
+
+    UserError as `records` has them.
+    """
+    read = with_context(settings, folder, ENCODE_PROMPTS)
+    batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
+    batches[0]  # read for its mistakes
+    return batches
+
+
+def negative(settings) -> np.ndarray:
+    """What guidance leads away from, float32 [text_len, text_dim]: the encoded negative prompt that lies beside the records in
+    settings.data, or zeros for the small world's words. UserError where there is none.
+    """
+    if words(settings):
+        return words(settings).unconditional(1)[0]
+    return negative_in(settings, settings.data)
+
+
+def negative_in(settings, folder: str) -> np.ndarray:
+    """The encoded negative prompt of a folder, float32 [text_len, text_dim]."""
+    again = settings.get("made_by", ENCODE_PROMPTS)
+    return with_context(settings, folder, again)(pipelines.read_negative(folder, again))["context"]
+
+
+def with_context(settings, folder: str, made_by: str):
+    """f(record) → record with its "context" as float32 [text_len, text_dim], 0 behind the prompt's end.
+
+    A record brings it, up to its own length, or a caption in the small world's words. f raises UserError for one of other sizes
+    or without either; `folder` and the command `made_by` are for its sentence.
+    """
+    sizes, encoder = config.build(DiTConfig, settings, "dit"), words(settings)
+
+    def read(record):
+        if "context" in record:
+            context = np.asarray(record["context"], np.float32)
+        elif encoder and "caption" in record:
+            context = encoder.encode([record["caption"]])[0]
+        else:
+            lacks = "encoded prompt (context)" + (" and no caption" if encoder else "")
+            raise UserError(f"A record in {folder} has no {lacks}; make the records anew with `{made_by}`.")
+        if context.ndim != 2 or len(context) > sizes.text_len or context.shape[1] != sizes.text_dim:
+            raise UserError(
+                f"A record in {folder} has a context of {list(context.shape)}, but config.dit wants at most "
+                f"[{sizes.text_len}, {sizes.text_dim}]; make the records anew with `{made_by}`."
+            )
+        rest = sizes.text_len - len(context)
+        return record | {"context": np.pad(context, ((0, rest), (0, 0)))}
+
+    return read
+
+
+def _numbers(batch):
+    return {name: batch[name] for name in batch if name != "caption"}
 
 
 def _vae(settings):
     sizes = config.build(VAEConfig, settings, "vae")
     return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
-
-
-def negative(settings) -> np.ndarray:
-    """What guidance turns away from, [text_len, text_dim]: no caption."""
-    return np.zeros((settings.dit.text_len, settings.dit.text_dim), np.float32)
 
 
 def decoder(settings):

@@ -20,7 +20,8 @@ CONTINUED = 0.5  # share of clips whose first blocks are clean
 
 def data(config):
     """Batches {"latents" [B, F, h, w, C], "context" [B, text_len, text_dim]}: the first config.frames of every record."""
-    return latent.records(config).map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
+    batches = latent.records(config, "latents", frames=config.frames)
+    return batches.map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
 
 
 def update(config):
