@@ -12,7 +12,7 @@ FLOORS = [
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
-    "convert data golden losses state training_rollout",
+    "convert data golden lora losses state training_rollout",
     "weights",
     "sampler",
 ]  # every other module of the package stands above these, and the root scripts above all
