@@ -89,7 +89,7 @@ def make_report(config, stage, workdir, kept):
         for name, params in export(state).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
         log.clips(
-            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.world.fps
+            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.video.fps
         )
         values = evaluate(state)
         log.scalars(step, values)

@@ -9,11 +9,13 @@ their encoder is chosen where they are used.
 """
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
@@ -24,7 +26,7 @@ from rfjax.errors import UserError
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
-NEGATIVE = "negative.record"  # beside the shards: one record, the encoded negative prompt
+ABOUT = "about.json"  # beside the shards: what they are made of
 
 
 def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
@@ -82,26 +84,17 @@ def records(folder, batch_size, made_by, seed=0, read=lambda record: record):
     return dataset.map(serialization.msgpack_restore).map(read).batch(batch_size)
 
 
-def read_negative(folder, made_by):
-    """The record of the negative prompt beside the shards of a folder; UserError where there is none that can be read."""
-    path = Path(folder) / NEGATIVE
-    if not path.is_file():
-        raise UserError(f"There is no encoded negative prompt {path}: make it with `{made_by}`")
-    try:
-        return serialization.msgpack_restore(grain.sources.ArrayRecordDataSource([str(path)])[0])
-    except Exception as error:  # as above
-        raise UserError(f"{path} is damaged ({error}): delete it and run `{made_by}`") from error
-
-
 def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):
     """Writes shard after shard, skipping those that are there: run again after a stop, it goes on.
+
+    Of P processes that write to one folder, process p makes the shards p, p + P, ….
 
     Args:
         folder: made if missing.
         make: shard index → its records, an iterable of dicts of arrays and strings, alike in shapes.
         shards: how many shards the folder shall hold.
     """
-    for index in range(shards):
+    for index in range(jax.process_index(), shards, jax.process_count()):
         path = Path(folder) / f"{index:05d}{SUFFIX}"
         if not path.exists():
             write_shard(path, make(index))
@@ -117,6 +110,31 @@ def write_shard(path, examples):
         writer.write(serialization.msgpack_serialize(example))
     writer.close()
     os.replace(unfinished, path)
+
+
+def claim(folder, about: dict):
+    """Notes in a folder what its records are made of, so that shards of two kinds never mix.
+
+    Args:
+        about: names and values, anything JSON takes.
+
+    Raises:
+        UserError: the folder holds records that are made of something else.
+    """
+    path, about = Path(folder) / ABOUT, json.loads(json.dumps(about))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{jax.process_index()}.tmp")
+        unfinished.write_text(json.dumps(about, indent=1))
+        os.replace(unfinished, path)
+    found = json.loads(path.read_text())
+    differing = sorted(name for name in about | found if about.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"The records in {folder} were made with {name} = {found.get(name)!r}, now it is {about.get(name)!r}: "
+            "delete the folder, or name another in the config."
+        )
 
 
 def iterate(dataset, threads=2):

@@ -47,6 +47,7 @@ def networks(config):
 def frozen(config):
     """The teacher, and the VAE where longer clips are cropped with its help."""
     teacher = {"teacher": latent.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
+    teacher |= latent.unconditional(config)
     return teacher | ({"vae": latent.codec(config)} if config.vae_weights else {})
 
 
@@ -66,7 +67,6 @@ def data(config):
 def update(config):
     """f(state, frozen params, batch, step) → (state, metrics). One program each. UserError for clips below the span."""
     critic_step, generator_step = steps(config)
-    negative = jnp.asarray(latent.negative(config))
 
     def step_once(state, fixed, batch, step):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -77,7 +77,7 @@ def update(config):
         generator = state.generator
         if step >= config.critic_warmup:
             here = jax.random.fold_in(key, config.critic_steps)
-            generator, more = generator_step(generator, critic.params, fixed, negative, batch, here)
+            generator, more = generator_step(generator, critic.params, fixed, batch, here)
             metrics |= more
         return Distillation(generator, critic), metrics
 
@@ -85,9 +85,8 @@ def update(config):
 
 
 def steps(config):
-    """The two compiled updates, each → (state, metrics); the state is donated. The critic's takes (critic, generator params, frozen
-    params, batch, index of its part, key), the generator's (generator, critic params, frozen params, negative prompt
-    [text_len, text_dim], batch, key).
+    """The two compiled updates: of the critic (critic, generator params, frozen params, batch, index of its part, key) and of
+    the generator (generator, critic params, frozen params, batch, key), each → (state, metrics). The state is donated.
     """
     span = latent.parts(config).rollout.span_blocks
     if not span <= config.blocks[0] <= config.blocks[1]:
@@ -104,14 +103,12 @@ def programs(config):
     """{"critic", "generator"}: (the compiled update, its arguments as shapes)."""
     state = jax.eval_shape(functools.partial(init, config), sources.shapes(networks(config)))
     fixed, key = sources.shapes(frozen(config)), jax.eval_shape(lambda: jax.random.key(0))
-    negative = jax.ShapeDtypeStruct((config.dit.text_len, config.dit.text_dim), jnp.float32)
-    prompts = config.batch_size * (config.critic_steps + 1), *negative.shape
-    batch = {"context": jax.ShapeDtypeStruct(prompts, jnp.float32)}
-    index = jax.ShapeDtypeStruct((), jnp.int32)
+    text = config.batch_size * (config.critic_steps + 1), config.dit.text_len, config.dit.text_dim
+    batch, index = {"context": jax.ShapeDtypeStruct(text, jnp.float32)}, jax.ShapeDtypeStruct((), jnp.int32)
     critic_step, generator_step = steps(config)
     return {
         "critic": (critic_step, (state.critic, state.generator.params, fixed, batch, index, key)),
-        "generator": (generator_step, (state.generator, state.critic.params, fixed, negative, batch, key)),
+        "generator": (generator_step, (state.generator, state.critic.params, fixed, batch, key)),
     }
 
 
@@ -200,7 +197,7 @@ def _generator_step(config):
     optimizer, options = latent.optimizer(config)
     loss_of = OBJECTIVES[config.loss]
 
-    def step(generator, critic_params, fixed, negative, batch, key):
+    def step(generator, critic_params, fixed, batch, key):
         critic = latent.working(parts.dit.config, critic_params)
 
         def objective(params, context, index):
@@ -210,11 +207,11 @@ def _generator_step(config):
             clip = roll(config, parts, training_rollout.gradient_rollout, params, context, drawn, keys[1])
             scored, counts = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
             x_t, t, _ = score_draw(config, keys[2], scored)
-            turned_from = jnp.broadcast_to(negative, context.shape)
+            negative = jnp.broadcast_to(fixed["negative"]["context"], context.shape)
 
             def scores(x_t):
                 fake = losses.score_x0(parts.dit, critic, x_t, t, context)
-                real = fixed["teacher"], x_t, t, context, turned_from, config.guidance
+                real = fixed["teacher"], x_t, t, context, negative, config.guidance
                 return fake, losses.guided_x0(teacher, *real)
 
             loss, strength = loss_of(scored, x_t, scores, counts)

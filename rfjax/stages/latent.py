@@ -7,11 +7,15 @@ encoder lives where a model trains.
 
 import dataclasses
 import functools
+import itertools
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rfjax import checkpoint, config, detect, dit, metrics, sampler, score, shapes, text
 from rfjax import data as pipelines
@@ -22,7 +26,9 @@ from rfjax.rollout import RolloutConfig
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
-ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config CONFIG"
+ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config …"
+NEGATIVE = "negative.safetensors"  # beside the shards: the encoded negative prompt
+SHOWN = 4  # clips among a stage's samples
 
 
 class Parts(NamedTuple):
@@ -125,15 +131,20 @@ def records(settings, field: str, leading: tuple[int, ...] = (), frames: int = 1
     return batches.map(_numbers)
 
 
+def prompt_folder(settings) -> str:
+    """Where encoded prompts are: settings.prompts, or settings.data of a stage that needs nothing else; "" for neither."""
+    return settings.get("prompts") or settings.get("data") or ""
+
+
 def prompts(settings, batch_size: int | None = None):
     """Endless batches {"context" [B, text_len, text_dim]} to roll out from; B is settings.batch_size where none is given.
 
-    They are the encoded prompts in the folder settings.data, else the small world's training captions.
+    They are the encoded prompts of `prompt_folder`, else the small world's training captions.
     """
     batch_size = batch_size or settings.batch_size
-    if not settings.get("data"):
+    if not prompt_folder(settings):
         return captions(settings, batch_size)
-    return encoded_prompts(settings, settings.data, batch_size).map(_numbers)
+    return encoded_prompts(settings, prompt_folder(settings), batch_size).map(_numbers)
 
 
 def captions(settings, batch_size: int):
@@ -157,19 +168,27 @@ def encoded_prompts(settings, folder: str, batch_size: int):
     return batches
 
 
-def negative(settings) -> np.ndarray:
-    """What guidance leads away from, float32 [text_len, text_dim]: the encoded negative prompt that lies beside the records in
-    settings.data, or zeros for the small world's words. UserError where there is none.
+def unconditional(settings) -> dict[str, Source]:
+    """{"negative": {"context" [text_len, text_dim]}}: what guidance leads away from, among the parameters that a stage only uses.
+
+    It is the encoded negative prompt beside the records of `prompt_folder`, or zeros for the small world's words.
     """
-    if words(settings):
-        return words(settings).unconditional(1)[0]
-    return negative_in(settings, settings.data)
+    path = "" if words(settings) else str(Path(prompt_folder(settings)) / NEGATIVE)
+    shape = settings.dit.text_len, settings.dit.text_dim
+    return {"negative": Source(lambda key: {"context": jnp.zeros(shape)}, path)}
 
 
-def negative_in(settings, folder: str) -> np.ndarray:
-    """The encoded negative prompt of a folder, float32 [text_len, text_dim]."""
-    again = settings.get("made_by", ENCODE_PROMPTS)
-    return with_context(settings, folder, again)(pipelines.read_negative(folder, again))["context"]
+def negative(settings) -> np.ndarray:
+    """The embedding of `unconditional`, float32 [text_len, text_dim]; UserError where there is none or one of another size."""
+    source = unconditional(settings)["negative"]
+    like = jax.eval_shape(source.init, jax.random.key(0))
+    if not source.path:
+        return np.zeros(like["context"].shape, np.float32)
+    if not os.path.isfile(source.path):
+        raise UserError(
+            f"There is no encoded negative prompt {source.path}; make it with `{ENCODE_PROMPTS}`."
+        )
+    return np.asarray(checkpoint.load_params(source.path, like)["context"])
 
 
 def with_context(settings, folder: str, made_by: str):
@@ -209,26 +228,43 @@ def _vae(settings):
 
 
 def decoder(settings):
-    """f(latents [B, F, h, w, C] normalised) → video [B, F', H, W, 3], by the VAE in settings.vae_weights."""
-    vae, params = _vae(settings)
+    """f(latents [B, F, h, w, C] normalised) → video [B, F', H, W, 3] on the host, by the VAE in settings.vae_weights.
 
-    @jax.jit
+    A block after another, so that long clips fit; in every process by itself, wherever the latents are.
+    """
+    vae, params = _vae(settings)
+    block = config.build(RolloutConfig, settings, "rollout").block_frames
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params, latents, state):
+        return vae.apply({"params": params}, latents, state, method="decode_normalised")
+
     def decode(latents):
-        raw = vae.apply({"params": params}, latents, method="denormalise")
-        return vae.apply({"params": params}, raw, method="decode")
+        latents, state, frames = multihost_utils.process_allgather(latents, tiled=True), None, []
+        for start in range(0, latents.shape[1], block):
+            video, state = step(params, latents[:, start : start + block], state)
+            frames.append(np.asarray(video, np.float32))
+        return np.concatenate(frames, 1)
 
     return decode
 
 
 def video_encoder(settings):
-    """f(video uint8 [B, F', H, W, 3]) → latents [B, F, h, w, C], normalised."""
+    """f(video uint8 [B, F', H, W, 3]) → latents [B, F, h, w, C], normalised; a block after another, so that long clips fit."""
     vae, params = _vae(settings)
+    first, later = sampler.block_lengths(vae.config, config.build(RolloutConfig, settings, "rollout"))
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params, video, state):
+        frames = video.astype(jnp.float32) / 127.5 - 1
+        return vae.apply({"params": params}, frames, state, method="encode_normalised")
+
     def encode(video):
-        frames = jnp.asarray(video).astype(jnp.float32) / 127.5 - 1
-        mean, _ = vae.apply({"params": params}, frames, method="encode")
-        return vae.apply({"params": params}, mean, method="normalise")
+        edges, state, blocks = [0, *range(first, video.shape[1], later), video.shape[1]], None, []
+        for start, end in itertools.pairwise(edges):
+            block, state = step(params, video[:, start:end], state)
+            blocks.append(block)
+        return jnp.concatenate(blocks, 1)
 
     return encode
 
@@ -273,22 +309,34 @@ def export(settings):
 
 
 def shown(settings, generate):
-    """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few held-out captions."""
-    encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)[:4]
+    """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few captions.
+
+    They are held-out ones of the small world; elsewhere those of records in `prompt_folder`, and without settings.vae_weights
+    nothing is shown.
+    """
+    if not settings.get("vae_weights"):
+        return lambda state, key: (np.zeros((0, 1, 1, 1, 3)), [])
+    if words(settings):
+        captions = held_out(settings)[:SHOWN]
+        context = words(settings).encode(captions)
+    else:
+        batch = encoded_prompts(settings, prompt_folder(settings), SHOWN)[0]
+        captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
     decode = decoder(settings)
 
     def samples(state, key):
-        latents = generate(state, jnp.asarray(encoder.encode(prompts)), key)
-        return np.asarray(decode(latents)), prompts
+        return decode(generate(state, context, key)), captions
 
     return samples
 
 
 def judged(settings, generate):
-    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute.
+    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} outside the small world.
 
     UserError for a world of another size than the detector's.
     """
+    if "world" not in settings:
+        return lambda state: {}
     if settings.world.size != detect.SIDE:
         raise UserError(
             f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
@@ -297,7 +345,7 @@ def judged(settings, generate):
     decode = decoder(settings)
 
     def evaluate(state):
-        latents = generate(state, jnp.asarray(encoder.encode(prompts)), jax.random.key(settings.seed))
+        latents = generate(state, encoder.encode(prompts), jax.random.key(settings.seed))
         videos = metrics.to_uint8(decode(latents))
         found = [score.score(video, prompt)["first"] for video, prompt in zip(videos, prompts, strict=True)]
         right = {name: [row[name] for row in found if name in row] for name in score.ATTRIBUTES}
