@@ -133,12 +133,12 @@ class TextKV(nn.Module):
 
 
 class Scene(NamedTuple):
-    """What all layers share: modulation of each frame, rotations of window and past, and the token mask."""
+    """What all layers share: modulation of each frame, rotations of window and past, and the mask."""
 
     e6: Array  # [B, F, 6, D]
     window: rope.Rotation
     past: rope.Rotation | None
-    mask: Array | None  # [F·T, (P + F)·T]
+    mask: Array | attention.FrameMask | None  # [F or 1, P + F], of frames
 
 
 class Block(nn.Module):
@@ -234,7 +234,8 @@ class DiT(nn.Module):
           text_kv: from `text_kv`, [L, B, text_len, A, K].
           positions: [F] int32 latent frame positions of the window. Only differences matter.
           past: cached keys and values that the window may see.
-          mask: [F, F] bool, which frames of the window see which; None = all.
+          mask: [F or 1, F] bool, which frames of the window see which (one row: all the same); None = all. A numpy mask
+            is static, as attention on TPU wants one of several rows.
 
         Returns:
           The flow [B, F, H, W, C] in float32, and the window's own keys and values [L, B, F·T, A, K].
@@ -272,9 +273,10 @@ class DiT(nn.Module):
         past_rotation = rotation(past.positions - origin) if past else None
         if past is not None and (past.valid is not None or mask is not None):
             valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
-            own = jnp.ones((frames, frames), bool) if mask is None else mask
-            mask = jnp.concatenate([jnp.broadcast_to(valid, (frames, valid.shape[0])), own], 1)
-        mask = None if mask is None else attention.token_mask(jnp.asarray(mask), rows * columns)
+            own = jnp.ones((1, frames), bool) if mask is None else jnp.asarray(mask)
+            mask = jnp.concatenate([jnp.broadcast_to(valid, (own.shape[0], valid.shape[0])), own], 1)
+        if isinstance(mask, np.ndarray):  # static, and static it stays through the scan over layers
+            mask = attention.FrameMask(mask)
         return Scene(e6, window, past_rotation, mask)
 
 

@@ -134,7 +134,7 @@ def cached_attention(q, k, v, first):
     past = cache.read_denoise(state, first, 2, FRAMES, steady=False)
     before = rope.rotation(past.positions - first * FRAMES, 1, TOKENS, ATTENTION.head_dim)
     own = rope.rotation(jnp.arange(FRAMES), 1, TOKENS, ATTENTION.head_dim)
-    mask = attention.token_mask(jnp.broadcast_to(past.valid, (FRAMES, past.valid.size)), TOKENS)
+    mask = past.valid[None]
     return attention.attend(rope.apply(q, own), rope.apply(past.kv.k[0], before), past.kv.v[0], mask)
 
 
