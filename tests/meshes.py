@@ -19,6 +19,7 @@ from rfjax.config import build
 from rfjax.stages import STAGES
 from rfjax.vae import VAE, VAEConfig
 
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compiling
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = ("1x1x1", "8x1x1", "1x8x1", "1x1x8", "2x2x2")
 # The greatest difference over a leaf's greatest gradient. A single gradient may be a sum that cancels almost to nothing, and
