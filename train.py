@@ -4,6 +4,7 @@ A field of the config is changed by `--config.steps=100`. Started again with the
 bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first.
 """
 
+import functools
 import math
 import re
 import signal
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from rfjax import checkpoint, compilation, data, errors, metrics, sharding
 from rfjax.config import build, load
 from rfjax.errors import UserError
-from rfjax.stages import STAGES
+from rfjax.stages import STAGES, sources
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string(
@@ -34,6 +35,7 @@ def train(config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage)
     state, start = begin(config, stage, mesh, kept, batches)
+    fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
     update, stop = stage.update(config), stop_signal()
     report = make_report(config, stage, workdir, kept)
     log, recent = metrics.Log(workdir, start + 1), []
@@ -42,7 +44,7 @@ def train(config, workdir: Path) -> None:
     print(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
     with tqdm(range(start, config.steps), initial=start, total=config.steps, dynamic_ncols=True) as bar:
         for step in bar:
-            state, values = update(state, sharding.put_batch(next(batches), mesh), step)
+            state, values = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen
             recent.append(values)
             done, stopping = step + 1, stop()  # asked once: a signal may come at any line
@@ -65,19 +67,16 @@ def train(config, workdir: Path) -> None:
 
 def begin(config, stage, mesh, kept, batches):
     """(state, steps done): the newest checkpoint with the data where it was, or else a fresh state."""
-
-    def init(key):
-        return stage.init(config, key)
-
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
+    networks, init = stage.networks(config), functools.partial(stage.init, config)
+    shapes = jax.eval_shape(init, sources.shapes(networks))
     places = sharding.place(shapes, mesh)
     like = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
     )
     found = kept.restore(like)
     if found is None:
-        return jax.jit(init, out_shardings=places)(key), 0
+        params = sources.load(networks, jax.random.key(config.seed), mesh)
+        return jax.jit(init, out_shardings=places)(params), 0
     batches.set_state(found.data)
     return found.state, found.step
 

@@ -22,8 +22,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from rfjax import axes, flow
 from rfjax import cache as kv_cache
-from rfjax import flow
 from rfjax.dit import KV, DiT, Past
 
 ENDLESS = np.int32(2**30)  # a number of blocks that no stream reaches
@@ -133,8 +133,9 @@ def clean_call(
 
 def rolling_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
     """An empty window and cache; frame_shape = (f, H, W, C)."""
+    window = jnp.zeros((batch, model.config.num_steps, *frame_shape))
     return RolloutState(
-        window=jnp.zeros((batch, model.config.num_steps, *frame_shape)),
+        window=axes.constrain(window, "batch", *(None,) * (window.ndim - 1)),
         cache=_init_cache(model, batch, frame_shape),
         index=jnp.int32(0),
         given=jnp.int32(0),

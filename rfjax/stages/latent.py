@@ -1,5 +1,6 @@
 """What the stages on latents share: the small world's networks, batches, and how their clips are judged."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -7,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import checkpoint, config, detect, dit, metrics, score, shapes, text
+from rfjax import checkpoint, config, detect, dit, metrics, sampler, score, shapes, text
 from rfjax import data as pipelines
 from rfjax import state as train
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
+from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
 
@@ -34,12 +36,31 @@ def parts(settings) -> Parts:
     return Parts(DiT(sizes), rollout, encoder, (rollout.block_frames, side, side, sizes.in_dim))
 
 
-def start_params(settings, key):
-    """Parameters from settings.init_from, a .safetensors file, or random where it is empty."""
-    sizes = config.build(DiTConfig, settings, "dit")
-    if not settings.init_from:
-        return dit.init(sizes, key)
-    return load(settings.init_from, sizes)
+def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
+    """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
+    kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")
+    return Source(functools.partial(sampler.initial, "dit", kept), path)
+
+
+def networks(settings):
+    """{"dit": the parameters in settings.init_from, or random where it is empty}."""
+    return {"dit": transformer(config.build(DiTConfig, settings, "dit"), settings.init_from)}
+
+
+def nothing(settings):
+    """{}: a stage that uses no network but the one it trains."""
+    del settings
+    return {}
+
+
+def init(settings, params):
+    """TrainState of params["dit"]."""
+    return train.create(params["dit"], optimizer(settings)[0])
+
+
+def working(sizes: DiTConfig, params):
+    """Parameters in the dtype of the computation, for one pass through the network; gradients come back in float32."""
+    return jax.tree.map(lambda x: x.astype(sizes.dtype), params)
 
 
 def load(path: str, sizes: DiTConfig):
@@ -78,10 +99,13 @@ def _encode_captions(encoder, batch):
 
 
 def _vae(settings):
-    vae = VAE(config.build(VAEConfig, settings, "vae"))
-    video = jnp.zeros((1, 1, settings.world.size, settings.world.size, 3))
-    like = jax.eval_shape(lambda: vae.init(jax.random.key(0), video)["params"])
-    return vae, checkpoint.load_params(settings.vae_weights, like)
+    sizes = config.build(VAEConfig, settings, "vae")
+    return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
+
+
+def negative(settings) -> np.ndarray:
+    """What guidance turns away from, [text_len, text_dim]: no caption."""
+    return np.zeros((settings.dit.text_len, settings.dit.text_dim), np.float32)
 
 
 def decoder(settings):
@@ -114,13 +138,21 @@ def temporal_stride(settings) -> int:
     return config.build(VAEConfig, settings, "vae").temporal_stride
 
 
-def reencoder(settings):
-    """f(latents [B, n, h, w, C], i) → the last video frame of latent frame i encoded alone, [B, 1, h, w, C]."""
-    vae, params = _vae(settings)
-    stride = vae.config.temporal_stride
-    apply = functools.partial(vae.apply, {"params": params})
+def codec(settings) -> Source:
+    """The parameters in settings.vae_weights."""
+    return Source(
+        functools.partial(sampler.initial, "vae", config.build(VAEConfig, settings, "vae")),
+        settings.vae_weights,
+    )
 
-    def reencode(latents, frame):
+
+def reencoder(settings):
+    """f(VAE params, latents [B, n, h, w, C], i) → the last video frame of latent frame i encoded alone, [B, 1, h, w, C]."""
+    vae = VAE(config.build(VAEConfig, settings, "vae"))
+    stride = vae.config.temporal_stride
+
+    def reencode(params, latents, frame):
+        apply = functools.partial(vae.apply, {"params": params})
         video = apply(apply(latents, method="denormalise"), method="decode")
         image = jax.lax.dynamic_slice_in_dim(video, stride * frame, 1, axis=1)
         return apply(apply(image, method="encode")[0], method="normalise")

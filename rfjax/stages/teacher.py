@@ -18,34 +18,31 @@ DROPPED = 0.1  # share of clips that learn without their caption
 CONTINUED = 0.5  # share of clips whose first blocks are clean
 
 
-def init(config, key):
-    """TrainState from settings.init_from or from nothing."""
-    return train.create(latent.start_params(config, key), latent.optimizer(config)[0])
-
-
 def data(config):
     """Batches {"latents" [B, F, h, w, C], "context" [B, text_len, text_dim]}: the first config.frames of every record."""
     return latent.records(config).map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics)."""
+    """f(state, {}, batch, step) → (state, metrics)."""
     parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, batch, step):
-        x0, context = batch["latents"].astype(jnp.float32), batch["context"]
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
-        t, weight = levels(parts.rollout, keys[0], *x0.shape[:2])
-        keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
-        noise = jax.random.normal(keys[2], x0.shape)
+    def step_once(state, frozen, batch, step):
+        del frozen
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
 
-        def objective(params):
-            return losses.diffusion_loss(
-                parts.dit, params, x0, jnp.where(keep, context, 0.0), t, noise, weight
-            )
+        def objective(params, batch, index):
+            x0, context = batch["latents"].astype(jnp.float32), batch["context"]
+            keys = jax.random.split(jax.random.fold_in(key, index), 3)
+            t, weight = levels(parts.rollout, keys[0], *x0.shape[:2])
+            keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
+            context, noise = jnp.where(keep, context, 0.0), jax.random.normal(keys[2], x0.shape)
+            params = latent.working(parts.dit.config, params)
+            loss = losses.diffusion_loss(parts.dit, params, x0, context, t, noise, weight)
+            return loss, {"loss": loss}
 
-        return train.descend(state, objective, optimizer, options)
+        return train.descend(state, objective, batch, optimizer, options, config.accumulate)
 
     return step_once
 
