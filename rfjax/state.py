@@ -13,7 +13,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from rfjax import tree
+from rfjax import sharding, tree
 from rfjax.errors import UserError
 
 KERNELS = r"(.*/)?kernel"  # weight matrices: what decays, and what Muon steps
@@ -109,12 +109,13 @@ def apply_gradients(
     state: TrainState, grads, optimizer: optax.GradientTransformation, config: OptimizerConfig
 ) -> TrainState:
     """The state after one optimiser step, its average included."""
+    grads = sharding.keep(grads)  # summed over the batch's devices, each keeps its part
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-    return TrainState(state.step + 1, params, opt_state, ema)
+    return sharding.keep(TrainState(state.step + 1, params, opt_state, ema))
 
 
 def gradients(objective, params, batch, micro: int = 1) -> tuple[dict[str, Array], Any]:
