@@ -66,6 +66,18 @@ def place(state, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
+    """Parts of every global batch that this process feeds, and how many there are: one for each place along data and fsdp."""
+    places = mesh.devices.reshape(-1, mesh.shape["context"])
+    mine = [
+        number
+        for number, devices in enumerate(places)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    return mine, len(places)
+
+
 def put_batch(batch, mesh: Mesh):
-    """Dict of arrays [B, …] from the host, split over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

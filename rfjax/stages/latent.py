@@ -147,7 +147,7 @@ def shown(settings, generate):
 
     def samples(state, key):
         latents = generate(state, jnp.asarray(encoder.encode(prompts)), key)
-        return np.asarray(decode(latents)), prompts
+        return decode(latents), prompts
 
     return samples
 
