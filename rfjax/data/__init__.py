@@ -137,6 +137,33 @@ def claim(folder, about: dict):
         )
 
 
+def share(make, config, mine, parts):
+    """This process's rows of the batches of `make(config)`, the same rows however many processes there are.
+
+    Args:
+        make: config → grain.MapDataset of dicts of numeric arrays [config.batch_size · n, …].
+        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`).
+
+    Raises:
+        UserError: config.batch_size is not a multiple of `parts`.
+    """
+    if len(mine) == parts:
+        return make(config)
+    if config.batch_size % parts:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}: set a multiple of {parts}, the mesh's data · fsdp."
+        )
+    config = config.copy_and_resolve_references()
+    config.batch_size //= parts
+    dataset = make(config)  # element b · parts + i is part i of batch b
+
+    def rows(batch):
+        own = [dataset[batch * parts + part] for part in mine]
+        return {name: np.concatenate([part[name] for part in own]) for name in own[0]}
+
+    return grain.MapDataset.range(len(dataset) // parts).map(rows)
+
+
 def iterate(dataset, threads=2):
     """MapDataset → iterator that reads ahead; its get_state() / set_state(state) resume it exactly."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
