@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
@@ -236,7 +236,7 @@ def local_mesh(batch: int) -> Mesh:
         raise UserError(
             f"config.record_batch is {batch}; set it to a multiple of the {len(devices)} devices of this process."
         )
-    return jax.make_mesh((1, len(devices), 1), sharding.AXES, (AxisType.Auto,) * 3, devices=devices)
+    return sharding.make_mesh(sharding.MeshConfig(1, len(devices), 1), devices)
 
 
 def video_frames(settings) -> int:

@@ -65,8 +65,10 @@ def check(config, mesh: Mesh) -> None:
     if context == 1 or config.stage == "vae":
         return
     dit, stride = build(DiTConfig, config, "dit"), build(VAEConfig, config, "vae").spatial_stride
-    side = config.world.size // stride
-    tokens = side**2 // math.prod(dit.patch_size)
+    height, width = (
+        2 * (config.world.size,) if "world" in config else (config.video.height, config.video.width)
+    )
+    tokens = (height // stride) * (width // stride) // math.prod(dit.patch_size)
     for count, name in ((dit.num_heads, "heads (dit.num_heads)"), (tokens, "tokens of a frame")):
         if count % context:
             raise UserError(

@@ -17,7 +17,7 @@ from rfjax import checkpoint, config, data, datasets, dit, flow, prompts, sample
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
 from rfjax.stages import STAGES, latent
-from rfjax.stages import teacher as stage
+from rfjax.stages import teacher as teacher_stage
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
@@ -360,8 +360,8 @@ def test_outside_the_small_world_nothing_is_judged_and_clips_are_shown_where_the
 def test_dropped_captions_are_the_negative_prompt(weights, prompt_folder, monkeypatch):
     settings = settings_of(weights, prompt_folder / "made")
     latents = np.random.default_rng(0).normal(size=(2, 4, 4, 6, 4)).astype(np.float32)
-    monkeypatch.setattr(stage, "DROPPED", 2.0)  # all of them
-    update = stage.update(settings)
+    monkeypatch.setattr(teacher_stage, "DROPPED", 2.0)  # all of them
+    update = teacher_stage.update(settings)
 
     def loss(captions, negative):
         params = {"dit": latent.load(settings.init_from, latent.parts(settings).dit.config)}

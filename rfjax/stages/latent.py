@@ -15,9 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from rfjax import checkpoint, config, detect, dit, metrics, sampler, score, shapes, text
+from rfjax import checkpoint, config, detect, distributed, dit, metrics, sampler, score, shapes, text
 from rfjax import data as pipelines
 from rfjax import state as train
 from rfjax.dit import DiT, DiTConfig
@@ -249,7 +248,7 @@ def decoder(settings):
         return vae.apply({"params": params}, latents, state, method="decode_normalised")
 
     def decode(latents):
-        latents, state, frames = multihost_utils.process_allgather(latents, tiled=True), None, []
+        latents, state, frames = distributed.whole(latents), None, []
         for start in range(0, latents.shape[1], block):
             video, state = step(params, latents[:, start : start + block], state)
             frames.append(np.asarray(video, np.float32))
