@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -79,9 +78,8 @@ def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
 
 
 def _read(cache: KVCache, slots: Array, first_frames: Array, block_frames: int, valid: Array | None) -> Past:
-    kv = jax.tree.map(lambda a: einops.rearrange(a[:, :, slots], "l b s n a k -> l b (s n) a k"), cache.kv)
     positions = (first_frames[:, None] + jnp.arange(block_frames)[None]).reshape(-1)
-    return Past(kv, positions, None if valid is None else jnp.repeat(valid, block_frames))
+    return Past(cache.kv, slots, positions, None if valid is None else jnp.repeat(valid, block_frames))
 
 
 def _recent(first: Array, count: int) -> Array:

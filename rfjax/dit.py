@@ -60,11 +60,22 @@ class KV(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a cache policy lets a window see besides itself."""
+    """What a cache policy lets a window see besides itself: P frames, in blocks of N tokens.
 
-    kv: KV  # [L, B, P·T, A, K]
+    Every layer picks its own out of the whole cache, so that no copy of all layers is ever made.
+    """
+
+    kv: KV  # [L, B, slots, N, A, K]
+    slots: Array  # [P·T / N] int32, which slots are seen, in order
     positions: Array  # [P] int32, latent frame positions, in the window's terms
     valid: Array | None  # [P] bool; None when every frame is valid
+
+
+def seen(kv: KV, slots: Array) -> KV:
+    """The blocks in these slots [S], one after another: k, v [..., slots, N, A, K] → [..., S·N, A, K]."""
+    return jax.tree.map(
+        lambda a: einops.rearrange(a[..., slots, :, :, :], "... s n a k -> ... (s n) a k"), kv
+    )
 
 
 def timestep_embedding(t: Array, dim: int) -> Array:
@@ -150,12 +161,13 @@ class TextKV(nn.Module):
 
 
 class Scene(NamedTuple):
-    """What all layers share: modulation of each frame, rotations of window and past, and the token mask."""
+    """What all layers share: modulation of each frame, rotations of window and past, slots of the past, and the mask."""
 
     e6: Array  # [B, F, 6, D]
     window: rope.Rotation
     past: rope.Rotation | None
-    mask: Array | None  # [F·T, (P + F)·T]
+    slots: Array | None
+    mask: Array | attention.FrameMask | None  # [F or 1, P + F], of frames
 
 
 class Block(nn.Module):
@@ -189,6 +201,7 @@ class Block(nn.Module):
         q, k, v = (split_heads(a, c.num_heads) for a in (q, k, v))
         keys, values = rope.apply(k, scene.window), v
         if past is not None:
+            past = seen(past, scene.slots)
             keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
             values = jnp.concatenate([past.v, values], 1)
         y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask)
@@ -248,7 +261,8 @@ class DiT(nn.Module):
           text_kv: from `text_kv`, [L, B, text_len, A, K].
           positions: [F] int32 latent frame positions of the window. Only differences matter.
           past: cached keys and values that the window may see.
-          mask: [F, F] bool, which frames of the window see which; None = all.
+          mask: [F or 1, F] bool, which frames of the window see which (one row: all the same); None = all. A numpy mask
+            is static, as attention on TPU wants one of several rows.
 
         Returns:
           The flow [B, F, H, W, C] in float32, and the window's own keys and values [L, B, F·T, A, K].
@@ -289,10 +303,11 @@ class DiT(nn.Module):
         past_rotation = rotation(past.positions - origin) if past else None
         if past is not None and (past.valid is not None or mask is not None):
             valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
-            own = jnp.ones((frames, frames), bool) if mask is None else mask
-            mask = jnp.concatenate([jnp.broadcast_to(valid, (frames, valid.shape[0])), own], 1)
-        mask = None if mask is None else attention.token_mask(jnp.asarray(mask), rows * columns)
-        return Scene(e6, window, past_rotation, mask)
+            own = jnp.ones((1, frames), bool) if mask is None else jnp.asarray(mask)
+            mask = jnp.concatenate([jnp.broadcast_to(valid, (own.shape[0], valid.shape[0])), own], 1)
+        if isinstance(mask, np.ndarray):  # static, and static it stays through the scan over layers
+            mask = attention.FrameMask(mask)
+        return Scene(e6, window, past_rotation, past.slots if past else None, mask)
 
 
 def init(config: DiTConfig, key: Array) -> dict[str, Any]:

@@ -171,8 +171,7 @@ def window_call(
     past = model.policy.read_denoise(cache, first, size, c.block_frames, steady)
     mask = None
     if not steady:
-        own = jnp.repeat(inside, c.block_frames)
-        mask = jnp.broadcast_to(own, (own.size, own.size))
+        mask = jnp.repeat(inside, c.block_frames)[None]
     t = jnp.repeat(jnp.asarray(c.timesteps)[step], c.block_frames)
     x0, _ = model.x0(flat(window), t, _frames(blocks, c.block_frames), past, mask)
     return x0.reshape(window.shape)

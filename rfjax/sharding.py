@@ -120,7 +120,18 @@ def keep(state):
     return jax.tree.map(jax.lax.with_sharding_constraint, state, _specs(state, mesh))
 
 
+def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
+    """Parts of every global batch that this process feeds, and how many there are: one for each place along data and fsdp."""
+    places = mesh.devices.reshape(-1, mesh.shape["context"])
+    mine = [
+        number
+        for number, devices in enumerate(places)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    return mine, len(places)
+
+
 def put_batch(batch, mesh: Mesh):
-    """Global arrays, split over data and fsdp, of a dict of this process's rows [B, …]."""
+    """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
     split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
     return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
