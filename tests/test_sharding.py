@@ -83,13 +83,13 @@ def test_without_a_mesh_nothing_is_constrained():
 
 def test_what_an_axis_does_not_divide_stays_whole():
     def split(x):
-        return axes.constrain(x, "batch", None, "tokens", None)
+        return axes.constrain(x, "batch", None, "tokens")
 
     with jax.sharding.use_abstract_mesh(mesh_of(2, 2, 4)):
         for shape, wanted in {
-            (8, 3, 16, 5): P(("data", "fsdp"), None, "context", None),
-            (6, 3, 16, 5): P(None, None, "context", None),
-            (8, 3, 18, 5): P(("data", "fsdp"), None, None, None),
+            (8, 3, 16, 5): P(("data", "fsdp"), None, "context"),
+            (6, 3, 16, 5): P(None, None, "context"),
+            (8, 3, 18, 5): P(("data", "fsdp"), None, None),
         }.items():
             (equation,) = jax.make_jaxpr(split)(jnp.zeros(shape)).eqns
             assert equation.params["sharding"].spec == wanted
