@@ -73,7 +73,9 @@ class Past(NamedTuple):
 
 def seen(kv: KV, slots: Array) -> KV:
     """The blocks in these slots [S], one after another: k, v [..., slots, N, A, K] → [..., S·N, A, K]."""
-    return jax.tree.map(lambda a: einops.rearrange(a[..., slots, :, :, :], "... s n a k -> ... (s n) a k"), kv)
+    return jax.tree.map(
+        lambda a: einops.rearrange(a[..., slots, :, :, :], "... s n a k -> ... (s n) a k"), kv
+    )
 
 
 def timestep_embedding(t: Array, dim: int) -> Array:
