@@ -64,17 +64,26 @@ def check(config, mesh: Mesh) -> None:
         )
     if context == 1 or config.stage == "vae":
         return
-    dit, stride = build(DiTConfig, config, "dit"), build(VAEConfig, config, "vae").spatial_stride
-    height, width = (
-        2 * (config.world.size,) if "world" in config else (config.video.height, config.video.width)
-    )
-    tokens = (height // stride) * (width // stride) // math.prod(dit.patch_size)
-    for count, name in ((dit.num_heads, "heads (dit.num_heads)"), (tokens, "tokens of a frame")):
+    split = {
+        f"heads of config.{name}": build(DiTConfig, config, name).num_heads
+        for name in ("dit", "teacher_dit")
+        if name in config
+    }
+    split["tokens of a frame"] = _frame_tokens(config)
+    for name, count in split.items():
         if count % context:
             raise UserError(
                 f"config.mesh.context is {context}, which does not divide the {count} {name}; "
-                f"set it to a divisor of {math.gcd(dit.num_heads, tokens)}."
+                f"set it to a divisor of {math.gcd(*split.values())}."
             )
+
+
+def _frame_tokens(config) -> int:
+    """Tokens of a latent frame of the videos that a config trains on."""
+    stride = build(VAEConfig, config, "vae").spatial_stride
+    world = config.get("world")
+    height, width = (world.size, world.size) if world else (config.video.height, config.video.width)
+    return height * width // (stride**2 * math.prod(build(DiTConfig, config, "dit").patch_size))
 
 
 def spec(path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
