@@ -169,9 +169,7 @@ def encoded_videos(settings, folder: str) -> Plan:
         rows = itertools.chain.from_iterable(itertools.starmap(clips, here))
         while batch := list(itertools.islice(rows, settings.record_batch)):
             captions, video = zip(*batch, strict=True)
-            rest = settings.record_batch - len(
-                batch
-            )  # the last batch is filled up, so that one program serves all
+            rest = settings.record_batch - len(batch)  # the last is filled up: one program serves all
             video = np.pad(np.stack(video), ((0, rest), *[(0, 0)] * 4))
             latents = encode(sharding.put_batch({"video": video}, mesh)["video"])[: len(batch)]
             yield from _records(captions, "latents", latents, [read(caption) for caption in captions])

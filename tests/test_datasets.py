@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rfjax import checkpoint, config, data, datasets, dit, flow, prompts, sampler, teacher, umt5
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
-from rfjax.stages import STAGES, latent
+from rfjax.stages import STAGES, latent, sources
 from rfjax.stages import teacher as teacher_stage
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
@@ -24,6 +24,7 @@ from rfjax.vae import VAE, VAEConfig
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPTS = ["a fox trots through snow", "a boat", "rain on a window at night"]
 NEGATIVE = "blurry grey"
 SETTINGS = {
@@ -209,7 +210,7 @@ def test_prompts_of_the_small_world_are_its_words(tmp_path):
         "a small green star orbiting over a pink background",
     ]
     (tmp_path / "prompts.txt").write_text("\n".join(captions))
-    settings = config.load(Path(__file__).parents[1] / "configs" / "shapes_distill.py")
+    settings = config.load(CONFIGS / "shapes_distill.py")
     settings.update({"data": str(tmp_path / "made"), "batch_size": 2})
     make(settings, tmp_path, "encode-prompts", tmp_path / "prompts.txt")
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["00000.arrayrecord", "about.json"]
@@ -373,6 +374,20 @@ def test_dropped_captions_are_the_negative_prompt(weights, prompt_folder, monkey
     assert loss(PROMPTS[:2], negative) == loss(PROMPTS[1:], negative) != loss(PROMPTS[:2], 0 * negative)
 
 
+@pytest.mark.parametrize("name, field", [("teacher_forcing", "latents"), ("ode", "trajectory")])
+def test_step_of_the_full_size_is_traced_by_shapes(name, field):
+    settings = config.load(CONFIGS / f"wan_{name}.py")
+    stage = STAGES[settings.stage]
+    state = jax.eval_shape(functools.partial(stage.init, settings), sources.shapes(stage.networks(settings)))
+    leading = (8,) if field == "latents" else (8, 6)
+    batch = {
+        field: jax.ShapeDtypeStruct((*leading, 21, 60, 104, 16), jnp.float16),
+        "context": jax.ShapeDtypeStruct((8, 512, 4096), jnp.float32),
+    }
+    after, told = jax.eval_shape(stage.update(settings), state, {}, batch, 0)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state) and told["loss"].shape == ()
+
+
 # Mistakes
 
 
@@ -412,7 +427,7 @@ def test_records_that_do_not_fit_are_told_before_training(changes, says, weights
 
 
 def test_small_world_s_records_need_a_caption_or_a_context(tmp_path):
-    settings = config.load(Path(__file__).parents[1] / "configs" / "shapes_teacher.py")
+    settings = config.load(CONFIGS / "shapes_teacher.py")
     settings.update({"data": str(tmp_path), "batch_size": 1})
     data.write_shard(tmp_path / "00000.arrayrecord", [{"latents": np.ones((21, 8, 8, 16), np.float16)}])
     with pytest.raises(UserError, match="no encoded prompt .context. and no caption"):

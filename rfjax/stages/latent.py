@@ -152,6 +152,7 @@ def prompts(settings, batch_size: int | None = None):
     batch_size = batch_size or settings.batch_size
     if not prompt_folder(settings):
         return captions(settings, batch_size)
+    negative(settings)  # read for its mistakes
     return encoded_prompts(settings, prompt_folder(settings), batch_size).map(_numbers)
 
 
