@@ -115,7 +115,7 @@ def make_report(config, stage, workdir, kept):
         )
         values = evaluate(state)
         log.scalars(step, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
         kept.judge(step, values)
 

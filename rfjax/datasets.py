@@ -61,20 +61,16 @@ def ode_pairs(settings) -> Plan:
     Prompts are the encoded ones in settings.prompts, else the small world's captions. Trajectory i depends on (seed, i) alone.
     """
     latent.whole_blocks(settings, "record_frames")
-    size, encoded = settings.record_batch, settings.get("prompts")
-    if encoded:
-        texts = latent.encoded_prompts(settings, encoded, size)
-    else:
-        texts = data.captions(size, settings.seed, config.build(shapes.World, settings, "world"))
+    encoded = settings.get("prompts", "")
+    texts = latent.texts(settings, encoded, settings.record_batch)
     solve = _solver(settings)
 
     def make(index):
         for place in _batches(settings, index):
             batch = texts[place]
-            captions = batch["caption"]
-            context = batch["context"] if encoded else latent.words(settings).encode(list(captions))
             key = jax.random.fold_in(jax.random.key(settings.seed), place)
-            yield from _records(captions, "trajectory", solve(context, key), context if encoded else None)
+            path = solve(batch["context"], key)
+            yield from _records(batch["caption"], "trajectory", path, batch["context"] if encoded else None)
 
     names = ("record_frames", "teacher", "guidance", "solver_steps", "rollout", "world", "video", "prompts")
     return Plan(settings.data, settings.shards, make, _about(settings, *ORDER, *names))

@@ -453,7 +453,7 @@ def test_trajectory_of_other_points_is_told(weights, tmp_path):
         (["encode-prompts", "{}/one.txt"], {"umt5": {"dim": 16}}, "config.umt5.dim is 16 and config.dit.text_dim 8"),
         (["ode-pairs", "more"], {}, "leave 'more' out"),
         (["ode-pairs"], {"prompts": "none"}, "no records in none: make them with `python -m rfjax.data encode-prompts"),
-        (["ode-pairs"], {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
+        (["ode-pairs"], {}, "The config names no encoded prompts: set config.prompts"),
     ],
 )  # fmt: skip
 def test_mistake_of_a_data_command_is_one_sentence(words, changes, says, weights, tmp_path, capsys):

@@ -149,32 +149,35 @@ def prompts(settings, batch_size: int | None = None):
 
     They are the encoded prompts of `prompt_folder`, else the small world's training captions.
     """
-    batch_size = batch_size or settings.batch_size
-    if not prompt_folder(settings):
-        return captions(settings, batch_size)
-    negative(settings)  # read for its mistakes
-    return encoded_prompts(settings, prompt_folder(settings), batch_size).map(_numbers)
+    folder = prompt_folder(settings)
+    if folder:
+        negative(settings)  # read for its mistakes
+    return texts(settings, folder, batch_size or settings.batch_size).map(_numbers)
 
 
 def captions(settings, batch_size: int):
     """Endless batches {"context" [B, text_len, text_dim]} of the small world's training captions."""
-    encoder, world = words(settings), config.build(shapes.World, settings, "world")
-
-    def encode(batch):
-        return {"context": encoder.encode(list(batch["caption"]))}
-
-    return pipelines.captions(batch_size, settings.seed, world).map(encode)
+    return texts(settings, "", batch_size).map(_numbers)
 
 
-def encoded_prompts(settings, folder: str, batch_size: int):
-    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]} of a folder that `encode-prompts` made.
-
-    UserError as `records` has them.
+def texts(settings, folder: str, batch_size: int):
+    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]}: the encoded prompts of a folder, or the small world's
+    training captions where it is "". UserError as `records` has them, or where there is neither.
     """
-    read = with_context(settings, folder, ENCODE_PROMPTS)
-    batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
-    batches[0]  # read for its mistakes
-    return batches
+    if folder:
+        read = with_context(settings, folder, ENCODE_PROMPTS)
+        batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
+        batches[0]  # read for its mistakes
+        return batches
+    encoder = words(settings)
+    if not encoder:
+        raise UserError(
+            f"The config names no encoded prompts: set config.prompts to a folder that `{ENCODE_PROMPTS}` made."
+        )
+    world = config.build(shapes.World, settings, "world")
+    return pipelines.captions(batch_size, settings.seed, world).map(
+        lambda batch: batch | {"context": encoder.encode(list(batch["caption"]))}
+    )
 
 
 def unconditional(settings) -> dict[str, Source]:
@@ -329,7 +332,7 @@ def shown(settings, generate):
         captions = held_out(settings)[:SHOWN]
         context = words(settings).encode(captions)
     else:
-        batch = encoded_prompts(settings, prompt_folder(settings), SHOWN)[0]
+        batch = texts(settings, prompt_folder(settings), SHOWN)[0]
         captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
     decode = decoder(settings)
 
