@@ -36,6 +36,7 @@ def train(config, workdir: Path) -> None:
     """Runs or goes on with the stage that the config names, until config.steps or a signal."""
     stage = STAGES[config.stage]
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
+    sharding.check(config, mesh)
     batches = data.iterate(data.share(stage.data, config, *sharding.batch_parts(mesh)))
     checkpoint.remember(config, workdir)
     kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))

@@ -51,7 +51,9 @@ def quick_compilation():
 
 def settings_of(stage, folder):
     """The stage's config at debug sizes that every mesh divides."""
-    settings = config.load(CONFIGS / f"shapes_{stage}.py")
+    file = "ode" if stage == "teacher_forcing" else stage
+    settings = config.load(CONFIGS / f"shapes_{file}.py")
+    settings.stage = stage
     for section, sizes in SIZES.items():
         settings[section] = type(settings)(sizes)
     vae, network = (f"{folder}/{name}.safetensors" for name in ("vae", "dit"))
@@ -86,6 +88,7 @@ def batch_of(stage):
     shapes = {
         "vae": {},
         "teacher": {"latents": (BATCH, *clip), "context": (BATCH, 16, 48)},
+        "teacher_forcing": {"latents": (BATCH, *clip), "context": (BATCH, 16, 48)},
         "ode": {"trajectory": (BATCH, 3, *clip), "context": (BATCH, 16, 48)},
         "distill": {"context": (2 * BATCH, 16, 48)},
     }[stage]

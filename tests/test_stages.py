@@ -1,9 +1,7 @@
 """Every stage with its own config, but tiny: data made, trained, resumed, shown, judged; mistakes told."""
 
 import functools
-import json
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -158,23 +156,6 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run):
     jax.tree.map(np.testing.assert_array_equal, state, run.state)
     names = {str(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state)}
     assert any("opt_state" in name for name in names) and any("ema" in name for name in names)
-
-
-@pytest.mark.parametrize("run", ["distill"], indirect=True)
-def test_two_devices_train_as_one(run, tmp_path):
-    settings = run.settings.copy_and_resolve_references()
-    settings.mesh.fsdp = 2
-    command = [sys.executable, "tests/two_devices.py", str(written(settings, tmp_path / "two.py"))]
-    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    done = subprocess.run(
-        command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert len(told) == len(run.told) == 3
-    for ours, wanted in zip(told, run.told, strict=True):
-        assert ours == pytest.approx(wanted, rel=2e-3)
 
 
 def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(run):
