@@ -46,7 +46,8 @@ class Checkpoints:
         self._best = self.folder.parent / "best.json"
         newest = checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, self])
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, self]),
+            cleanup_tmp_directories=True,  # what a killed process left half written
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
