@@ -5,6 +5,7 @@ bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first
 docs/running.md.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 from rfjax import checkpoint, compilation, data, distributed, errors, metrics, sharding
 from rfjax.config import build, parse_flags
 from rfjax.errors import UserError
-from rfjax.stages import STAGES
+from rfjax.stages import STAGES, sources
 from rfjax.state import skips
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
@@ -35,11 +36,13 @@ def train(config, workdir: Path) -> None:
     """Runs or goes on with the stage that the config names, until config.steps or a signal."""
     stage = STAGES[config.stage]
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
+    sharding.check(config, mesh)
     batches = data.iterate(data.share(stage.data, config, *sharding.batch_parts(mesh)))
     checkpoint.remember(config, workdir)
     kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
     with jax.set_mesh(mesh), kept:
         state, start = begin(config, stage, mesh, kept, batches)
+        fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
         update, stop = stage.update(config), distributed.stop_signal()
         report = make_report(config, stage, workdir, kept)
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
@@ -47,7 +50,7 @@ def train(config, workdir: Path) -> None:
             report(log, state, start)
         distributed.tell(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
         for step in (bar := metrics.progress(start, config.steps)):
-            state, values = update(state, sharding.put_batch(next(batches), mesh), step)
+            state, values = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen
             recent.append(values)
             done, stopping = step + 1, stop(step + 1)  # asked once: a signal may come at any line
@@ -77,19 +80,16 @@ def train(config, workdir: Path) -> None:
 
 def begin(config, stage, mesh, kept, batches):
     """(state, steps done): the newest checkpoint with the data where it was, or else a fresh state."""
-
-    def init(key):
-        return stage.init(config, key)
-
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
+    networks, init = stage.networks(config), functools.partial(stage.init, config)
+    shapes = jax.eval_shape(init, sources.shapes(networks))
     places = sharding.place(shapes, mesh)
     like = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
     )
     found = kept.restore(like)
     if found is None:
-        return jax.jit(init, out_shardings=places)(key), 0
+        params = sources.load(networks, jax.random.key(config.seed), mesh)
+        return jax.jit(init, out_shardings=places)(params), 0
     batches.set_state(found.data)
     return found.state, found.step
 
@@ -102,7 +102,7 @@ def make_report(config, stage, workdir, kept):
         for name, params in export(state).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
         log.clips(
-            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.world.fps
+            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.video.fps
         )
         values = evaluate(state)
         log.scalars(step, values)

@@ -42,6 +42,7 @@ def training(stage: str, variant: str, quick: dict, **settings) -> ConfigDict:
     config.stage = stage
     config.dit.unroll = True
     config.seed = 0
+    config.accumulate = 1  # micro-batches that a batch is split into, for memory
     config.log_every = 20
     config.keep = 2
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})

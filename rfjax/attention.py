@@ -1,6 +1,8 @@
 """Scaled dot-product attention and the frame-level masks of the causal training forms.
 
-Masks are kept per frame, [query frames, key frames], True where a query may look; tokens of a frame share its row.
+Masks are kept per frame, [query frames, key frames], True where a query may look; tokens of a frame share its row, and no
+matrix of tokens is ever made. On TPU a flash kernel runs (`rfjax/flash.py`), on GPU cuDNN's where nothing is masked; elsewhere
+scores are made in the open, a chunk of queries at a time.
 """
 
 import einops
@@ -8,45 +10,78 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
+
+from rfjax import flash
+from rfjax.flash import FrameMask
 
 MOST_SCORES = 2**26  # held at a time: 256 MiB
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]; mask [N, M] bool or None. Softmax in float32.
+def attend(q: Array, k: Array, v: Array, mask: Array | FrameMask | None = None) -> Array:
+    """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]. Softmax in float32.
 
-    A query that may look at nothing gets the mean of v, not NaN, so padded windows stay finite. Where there would be more
-    than MOST_SCORES scores, queries go a chunk at a time.
+    mask: [Fq or 1, Fk] bool, queries and keys being Fq and Fk frames of equally many tokens; one row is for all queries.
+    On TPU a mask of several rows must be static, a `FrameMask`. A query that may look at nothing gets the mean of v, or of v
+    and zeros where keys were padded: not NaN, so padded windows stay finite.
     """
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    q = q * q.shape[-1] ** -0.5
+    platform = _platform()
+    if platform == "tpu":
+        return _per_device(flash.flash, q, k, v, mask)
+    if platform == "gpu" and mask is None and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128:
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+    return _chunked(q, k, v, mask.frames if isinstance(mask, FrameMask) else mask)
+
+
+def _platform() -> str:
+    """Of the devices that the program is traced for: those of the ambient mesh, which need not be here, else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _per_device(kernel, q: Array, k: Array, v: Array, mask: Array | FrameMask | None) -> Array:
+    """The kernel on each device's share: batch over data and fsdp, heads over context, whole where these do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(q, k, v, mask)
+    rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "context" if q.shape[2] % mesh.shape["context"] == 0 else None
+    split, whole = PartitionSpec(rows, None, heads, None), PartitionSpec()
+    # The kernel's outputs do not say over which axes they vary, so that check is off.
+    shared = jax.shard_map(kernel, in_specs=(split,) * 3 + (whole,), out_specs=split, check_vma=False)
+    return shared(q, k, v, mask)
+
+
+def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """`attend` of scaled queries in plain products: where there would be more than MOST_SCORES, a chunk of queries at a time."""
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     batch, heads, queries, _ = q.shape
+    if mask is not None:  # [N, Fk]
+        mask = jnp.repeat(jnp.asarray(mask), queries // mask.shape[0], axis=0)
     chunk = max(1, MOST_SCORES // (batch * heads * k.shape[2]))
     if queries <= chunk:
-        return jnp.swapaxes(_attend(q, k, v, mask), 1, 2)
+        return jnp.swapaxes(_scores(q, k, v, mask), 1, 2)
     count = -(-queries // chunk)
     spare = count * chunk - queries
     q = jnp.pad(q, ((0, 0), (0, 0), (0, spare), (0, 0)))
     q = einops.rearrange(q, "b a (c n) k -> c b a n k", c=count)
     if mask is not None:
         mask = jnp.pad(mask, ((0, spare), (0, 0))).reshape(count, chunk, -1)
-    out = jax.lax.map(lambda part: _attend(part[0], k, v, part[1]), (q, mask))
+    out = jax.lax.map(lambda part: _scores(part[0], k, v, part[1]), (q, mask))
     return einops.rearrange(out, "c b a n k -> b (c n) a k")[:, :queries]
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """Scaled queries [B, A, N, K], keys and values [B, A, M, K] → [B, A, N, K]."""
+def _scores(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Scaled queries [B, A, N, K], keys and values [B, A, M, K], mask [N, Fk] → [B, A, N, K]."""
     scores = jnp.einsum("bank,bamk->banm", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
+        mask = jnp.repeat(mask, k.shape[2] // mask.shape[1], axis=1)
         scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     # Dividing [N, K] sums instead of [N, M] weights saves a pass over the scores.
     sums = jnp.einsum("banm,bamk->bank", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (sums / weights.sum(-1, keepdims=True)).astype(v.dtype)
-
-
-def token_mask(frame_mask: Array, tokens: int) -> Array:
-    """[Fq, Fk] per frame → [Fq·T, Fk·T] per token."""
-    return einops.repeat(frame_mask, "q k -> (q s) (k t)", s=tokens, t=tokens)
 
 
 def block_causal_mask(frames: int, block_frames: int) -> np.ndarray:

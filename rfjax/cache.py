@@ -12,12 +12,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from rfjax import axes
 from rfjax.dit import KV, DiTConfig, Past
 
 
@@ -51,11 +51,13 @@ def init(config: CacheConfig, dit: DiTConfig, batch: int, block_tokens: int) -> 
     """An empty cache for blocks of `block_tokens` tokens."""
     slots = config.sink_blocks + config.ring_blocks
     shape = (dit.num_layers, batch, slots, block_tokens, dit.num_heads, dit.head_dim)
-    return KVCache(
-        KV(jnp.zeros(shape, dit.dtype), jnp.zeros(shape, dit.dtype)),
-        jnp.full((slots,), -1, jnp.int32),
-        config,
-    )
+    kv = KV(*(_placed(jnp.zeros(shape, dit.dtype)) for _ in KV._fields))
+    return KVCache(kv, jnp.full((slots,), -1, jnp.int32), config)
+
+
+def _placed(slots: Array) -> Array:
+    """[L, B, slots, N, A, K] where it lives on a mesh: with its clips, each device its heads."""
+    return axes.constrain(slots, None, "batch", None, None, "heads")
 
 
 def _slot(config: CacheConfig, block: Array) -> Array:
@@ -67,14 +69,17 @@ def _slot(config: CacheConfig, block: Array) -> Array:
 def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
     """Stores a finished block's keys and values [L, B, N, A, K], in place of the oldest one in the ring."""
     slot = _slot(cache.config, block)
-    stored = jax.tree.map(lambda slots, new: slots.at[:, :, slot].set(new.astype(slots.dtype)), cache.kv, kv)
+
+    def store(slots, new):
+        return _placed(slots.at[:, :, slot].set(new.astype(slots.dtype)))
+
+    stored = jax.tree.map(store, cache.kv, kv)
     return cache.replace(kv=stored, block=cache.block.at[slot].set(block))
 
 
 def _read(cache: KVCache, slots: Array, first_frames: Array, block_frames: int, valid: Array | None) -> Past:
-    kv = jax.tree.map(lambda a: einops.rearrange(a[:, :, slots], "l b s n a k -> l b (s n) a k"), cache.kv)
     positions = (first_frames[:, None] + jnp.arange(block_frames)[None]).reshape(-1)
-    return Past(kv, positions, None if valid is None else jnp.repeat(valid, block_frames))
+    return Past(cache.kv, slots, positions, None if valid is None else jnp.repeat(valid, block_frames))
 
 
 def _recent(first: Array, count: int) -> Array:

@@ -2,6 +2,7 @@
 
 Bidirectional: no past, no mask. Block-causal and teacher-forcing training: a frame mask. Streaming: a `Past` of cached keys
 and values, read by a cache policy. Shapes: B batch, F latent frames, T tokens a frame, D width, A heads, K = D/A, L layers.
+On a mesh the batch is split throughout, tokens outside attention and heads inside (`rfjax/axes.py`).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rfjax import attention, rope
+from rfjax import attention, axes, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,22 @@ class KV(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a cache policy lets a window see besides itself."""
+    """What a cache policy lets a window see besides itself: P frames, in blocks of N tokens.
 
-    kv: KV  # [L, B, P·T, A, K]
+    Every layer picks its own out of the whole cache, so that no copy of all layers is ever made.
+    """
+
+    kv: KV  # [L, B, slots, N, A, K]
+    slots: Array  # [P·T / N] int32, which slots are seen, in order
     positions: Array  # [P] int32, latent frame positions, in the window's terms
     valid: Array | None  # [P] bool; None when every frame is valid
+
+
+def seen(kv: KV, slots: Array) -> KV:
+    """The blocks in these slots [S], one after another: k, v [..., slots, N, A, K] → [..., S·N, A, K]."""
+    return jax.tree.map(
+        lambda a: einops.rearrange(a[..., slots, :, :, :], "... s n a k -> ... (s n) a k"), kv
+    )
 
 
 def timestep_embedding(t: Array, dim: int) -> Array:
@@ -119,6 +131,22 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jnp.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
 
 
+def split_heads(x: Array, heads: int) -> Array:
+    """[B, F, T, D] with tokens over context → [B, F·T, A, K] with heads over context: one all-to-all."""
+    x = axes.constrain(x, "batch", None, "tokens")
+    x = einops.rearrange(x, "b f t (a k) -> b f t a k", a=heads)
+    x = axes.constrain(x, "batch", None, None, "heads")
+    return einops.rearrange(x, "b f t a k -> b (f t) a k")
+
+
+def join_heads(x: Array, frames: int) -> Array:
+    """[B, F·T, A, K] → [B, F, T, D]: the all-to-all back."""
+    x = axes.constrain(x, "batch", None, "heads")
+    x = einops.rearrange(x, "b (f t) a k -> b f t a k", f=frames)
+    x = axes.constrain(x, "batch", None, "tokens")
+    return einops.rearrange(x, "b f t a k -> b f t (a k)")
+
+
 class TextKV(nn.Module):
     """Cross-attention keys and values of one layer: they depend on the prompt only."""
 
@@ -129,16 +157,17 @@ class TextKV(nn.Module):
         c = self.config
         k = RMSNorm(c.eps, name="norm_k")(Linear(c.dim, dtype=c.dtype, name="k")(text))
         v = Linear(c.dim, dtype=c.dtype, name="v")(text)
-        return None, KV(*(einops.rearrange(a, "b m (a k) -> b m a k", a=c.num_heads) for a in (k, v)))
+        return None, KV(*(split_heads(a[:, None], c.num_heads) for a in (k, v)))
 
 
 class Scene(NamedTuple):
-    """What all layers share: modulation of each frame, rotations of window and past, and the token mask."""
+    """What all layers share: modulation of each frame, rotations of window and past, slots of the past, and the mask."""
 
     e6: Array  # [B, F, 6, D]
     window: rope.Rotation
     past: rope.Rotation | None
-    mask: Array | None  # [F·T, (P + F)·T]
+    slots: Array | None
+    mask: Array | attention.FrameMask | None  # [F or 1, P + F], of frames
 
 
 class Block(nn.Module):
@@ -161,31 +190,28 @@ class Block(nn.Module):
         y = (layer_norm(x, c.eps) * (1 + scale2) + shift2).astype(c.dtype)
         y = gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y))
         y = Linear(c.dim, dtype=c.dtype, name="ffn_out")(y)
-        return x + (gate2 * y.astype(jnp.float32)).astype(x.dtype), kv
+        x = x + (gate2 * y.astype(jnp.float32)).astype(x.dtype)
+        return axes.constrain(x, "batch", None, "tokens"), kv
 
     def self_attention(self, y: Array, past: KV | None, scene: Scene) -> tuple[Array, KV]:
-        c, shape = self.config, y.shape
-        y = einops.rearrange(y, "b f t d -> b (f t) d")
+        c, frames = self.config, y.shape[1]
         q = RMSNorm(c.eps, name="self_norm_q")(Linear(c.dim, dtype=c.dtype, name="self_q")(y))
         k = RMSNorm(c.eps, name="self_norm_k")(Linear(c.dim, dtype=c.dtype, name="self_k")(y))
         v = Linear(c.dim, dtype=c.dtype, name="self_v")(y)
-        q, k, v = (einops.rearrange(a, "b n (a k) -> b n a k", a=c.num_heads) for a in (q, k, v))
+        q, k, v = (split_heads(a, c.num_heads) for a in (q, k, v))
         keys, values = rope.apply(k, scene.window), v
         if past is not None:
+            past = seen(past, scene.slots)
             keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
             values = jnp.concatenate([past.v, values], 1)
         y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask)
-        return Linear(c.dim, dtype=c.dtype, name="self_o")(y.reshape(*y.shape[:2], -1)).reshape(shape), KV(
-            k, v
-        )
+        return Linear(c.dim, dtype=c.dtype, name="self_o")(join_heads(y, frames)), KV(k, v)
 
     def cross_attention(self, y: Array, text_kv: KV) -> Array:
-        c, shape = self.config, y.shape
-        y = einops.rearrange(y, "b f t d -> b (f t) d")
+        c, frames = self.config, y.shape[1]
         q = RMSNorm(c.eps, name="cross_norm_q")(Linear(c.dim, dtype=c.dtype, name="cross_q")(y))
-        q = einops.rearrange(q, "b n (a k) -> b n a k", a=c.num_heads)
-        y = attention.attend(q, text_kv.k, text_kv.v)
-        return Linear(c.dim, dtype=c.dtype, name="cross_o")(y.reshape(*y.shape[:2], -1)).reshape(shape)
+        y = attention.attend(split_heads(q, c.num_heads), text_kv.k, text_kv.v)
+        return Linear(c.dim, dtype=c.dtype, name="cross_o")(join_heads(y, frames))
 
 
 class DiT(nn.Module):
@@ -214,7 +240,8 @@ class DiT(nn.Module):
 
     def text_kv(self, context: Array) -> KV:
         """Text keys and values of every layer from padded embeddings [B, text_len, text_dim]: k, v [L, B, text_len, A, K]."""
-        text = self.text_out(gelu(self.text_in(context.astype(self.config.dtype))))
+        context = axes.constrain(context.astype(self.config.dtype), "batch", "tokens")
+        text = self.text_out(gelu(self.text_in(context)))
         return self.text_layers(None, text)[1]
 
     def __call__(
@@ -234,7 +261,8 @@ class DiT(nn.Module):
           text_kv: from `text_kv`, [L, B, text_len, A, K].
           positions: [F] int32 latent frame positions of the window. Only differences matter.
           past: cached keys and values that the window may see.
-          mask: [F, F] bool, which frames of the window see which; None = all.
+          mask: [F or 1, F] bool, which frames of the window see which (one row: all the same); None = all. A numpy mask
+            is static, as attention on TPU wants one of several rows.
 
         Returns:
           The flow [B, F, H, W, C] in float32, and the window's own keys and values [L, B, F·T, A, K].
@@ -245,9 +273,11 @@ class DiT(nn.Module):
         patches = "b f (h p) (w q) c -> b f (h w) (p q c)"
         sizes = dict(p=c.patch_size[1], q=c.patch_size[2])
         tokens = self.patch_embedding(einops.rearrange(x, patches, **sizes).astype(c.dtype))
+        tokens = axes.constrain(tokens, "batch", None, "tokens")
 
         e = self.time_out(nn.silu(self.time_in(timestep_embedding(t, c.freq_dim))))  # [B, F, D]
         e6 = einops.rearrange(self.time_projection(nn.silu(e)), "b f (n d) -> b f n d", n=6)
+        e6 = axes.constrain(e6, "batch")
         scene = self._scene(e6, positions, rows, columns, past, mask)
         tokens, kv = self.blocks(tokens, text_kv, past.kv if past else None, scene)
 
@@ -255,7 +285,8 @@ class DiT(nn.Module):
         shift, scale = jnp.moveaxis(e[:, :, None] + modulation[None, None], 2, 0)[:, :, :, None]
         out = self.head(layer_norm(tokens, c.eps) * (1 + scale) + shift)
         unpatch = "b f (h w) (p q c) -> b f (h p) (w q) c"
-        return einops.rearrange(out, unpatch, h=rows, w=columns, **sizes).astype(jnp.float32), kv
+        flow = einops.rearrange(out, unpatch, h=rows, w=columns, **sizes).astype(jnp.float32)
+        return axes.constrain(flow, "batch"), kv
 
     def _scene(self, e6, positions, rows, columns, past, mask) -> Scene:
         # Positions are taken relative to the window's first frame while they are still integers, so float32 angles are as
@@ -272,10 +303,11 @@ class DiT(nn.Module):
         past_rotation = rotation(past.positions - origin) if past else None
         if past is not None and (past.valid is not None or mask is not None):
             valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
-            own = jnp.ones((frames, frames), bool) if mask is None else mask
-            mask = jnp.concatenate([jnp.broadcast_to(valid, (frames, valid.shape[0])), own], 1)
-        mask = None if mask is None else attention.token_mask(jnp.asarray(mask), rows * columns)
-        return Scene(e6, window, past_rotation, mask)
+            own = jnp.ones((1, frames), bool) if mask is None else jnp.asarray(mask)
+            mask = jnp.concatenate([jnp.broadcast_to(valid, (own.shape[0], valid.shape[0])), own], 1)
+        if isinstance(mask, np.ndarray):  # static, and static it stays through the scan over layers
+            mask = attention.FrameMask(mask)
+        return Scene(e6, window, past_rotation, past.slots if past else None, mask)
 
 
 def init(config: DiTConfig, key: Array) -> dict[str, Any]:

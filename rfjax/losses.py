@@ -99,11 +99,26 @@ def dmd_gradient(x: Array, fake_x0: Array, real_x0: Array) -> Array:
 
 def dmd_loss(x: Array, gradient: Array, frame_mask: Array | None = None) -> Array:
     """½·mean (x - stop_gradient(x - g))² over the frames in frame_mask [F]; its gradient in x is g / count."""
-    square = 0.5 * (x - jax.lax.stop_gradient(x - gradient)) ** 2
+    return _frame_mean(0.5 * (x - jax.lax.stop_gradient(x - gradient)) ** 2, frame_mask)
+
+
+def sid_loss(x: Array, fake_x0: Array, real_x0: Array, frame_mask: Array | None = None) -> Array:
+    """Score identity distillation with α = 1 (arXiv 2404.04057, in x0 terms): mean (μ_real - μ_fake)·(μ_fake - x) / w.
+
+    w = mean|x - μ_real| of each sample, a constant; NaN → 0. The mean is over the frames in frame_mask [F]. Both scores are
+    functions of the clip, and the gradient goes through them.
+    """
+    scale = jnp.abs(x - real_x0).mean(tuple(range(1, x.ndim)), keepdims=True)
+    product = (real_x0 - fake_x0) * (fake_x0 - x) / jax.lax.stop_gradient(scale)
+    return _frame_mean(jnp.nan_to_num(product, nan=0.0), frame_mask)
+
+
+def _frame_mean(values: Array, frame_mask: Array | None) -> Array:
+    """Mean of [B, F, H, W, C] over the frames in frame_mask [F]."""
     if frame_mask is None:
-        return square.mean()
+        return values.mean()
     weight = frame_mask.astype(jnp.float32)
-    return (square.mean((0, 2, 3, 4)) * weight).sum() / weight.sum()
+    return (values.mean((0, 2, 3, 4)) * weight).sum() / weight.sum()
 
 
 def critic_loss(dit: DiT, params, x: Array, context: Array, t: Array, noise: Array) -> Array:

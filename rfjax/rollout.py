@@ -22,8 +22,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from rfjax import axes, flow
 from rfjax import cache as kv_cache
-from rfjax import flow
 from rfjax.dit import KV, DiT, Past
 
 ENDLESS = np.int32(2**30)  # a number of blocks that no stream reaches
@@ -133,8 +133,9 @@ def clean_call(
 
 def rolling_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
     """An empty window and cache; frame_shape = (f, H, W, C)."""
+    window = jnp.zeros((batch, model.config.num_steps, *frame_shape))
     return RolloutState(
-        window=jnp.zeros((batch, model.config.num_steps, *frame_shape)),
+        window=axes.constrain(window, "batch"),
         cache=_init_cache(model, batch, frame_shape),
         index=jnp.int32(0),
         given=jnp.int32(0),
@@ -170,8 +171,7 @@ def window_call(
     past = model.policy.read_denoise(cache, first, size, c.block_frames, steady)
     mask = None
     if not steady:
-        own = jnp.repeat(inside, c.block_frames)
-        mask = jnp.broadcast_to(own, (own.size, own.size))
+        mask = jnp.repeat(inside, c.block_frames)[None]
     t = jnp.repeat(jnp.asarray(c.timesteps)[step], c.block_frames)
     x0, _ = model.x0(flat(window), t, _frames(blocks, c.block_frames), past, mask)
     return x0.reshape(window.shape)

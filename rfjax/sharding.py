@@ -1,22 +1,27 @@
 """Where arrays live: a device mesh (data, fsdp, context), rules for parameters, the batch split over devices.
 
-On one device every spec means "here", and the same code runs.
+On one device every spec means "here", and the same code runs. Activations: `rfjax/axes.py`.
 """
 
 import dataclasses
+import math
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rfjax import tree
+from rfjax import axes, tree
+from rfjax.config import build
+from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.vae import VAEConfig
 
-AXES = ("data", "fsdp", "context")
-
-# Path of a leaf → mesh axes of its *last* dimensions; leading ones (layers, taps) stay whole. The optimiser's
-# moments and the average end in their parameter's path, so one table places the whole train state.
+# Path of a leaf → its dimensions that fsdp may split, counted from the end; the first that it divides is split. Leading ones
+# (layers, taps) stay whole: a loop over layers then gathers a layer at a time. The input side comes first, since accelerators
+# pad the last dimension to 128. The optimiser's moments and the average end in their parameter's path, so one table places
+# the whole train state; vectors (biases, scales, statistics) are small, and whole everywhere.
 RULES = (
-    (r"(.*/)?kernel", ("fsdp", None)),
+    (r"(.*/)?(kernel|embedding)", (-2, -1)),
+    (r"(.*/)?(head_)?modulation", (-1,)),
     (r".*", ()),
 )
 
@@ -29,41 +34,90 @@ class MeshConfig:
     fsdp: int = 1
     context: int = 1
 
+    def __post_init__(self):
+        if self.fsdp < 1 or self.context < 1 or (self.data < 1 and self.data != -1):
+            raise ValueError("an axis has 1 device or more, and data alone may be -1, all that are left")
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Mesh over all devices; UserError when the sizes do not multiply to their number."""
-    devices, inner = jax.device_count(), config.fsdp * config.context
-    data = devices // inner if config.data == -1 else config.data
-    if data * inner != devices:
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """Mesh over all devices, or over those given; UserError when the sizes do not multiply to their number."""
+    count, inner = len(devices or jax.devices()), config.fsdp * config.context
+    data = max(1, count // inner) if config.data == -1 else config.data
+    if data * inner != count:
         raise UserError(
             f"The mesh {data}×{config.fsdp}×{config.context} (data, fsdp, context) needs {data * inner} "
-            f"devices and there are {devices}; set config.mesh to match."
+            f"devices and there are {count}; set config.mesh to match."
         )
-    return jax.make_mesh((data, config.fsdp, config.context), AXES, (AxisType.Auto,) * len(AXES))
+    shape, kinds = (data, config.fsdp, config.context), (AxisType.Auto,) * len(axes.MESH)
+    return jax.make_mesh(shape, axes.MESH, kinds, devices=devices)
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """PartitionSpec of one leaf by RULES; a dimension that its axis does not divide stays whole."""
-    axes = tree.match(RULES, path)
-    if len(shape) < len(axes):
-        return PartitionSpec()
-    axes = (None,) * (len(shape) - len(axes)) + axes
-    return PartitionSpec(
-        *(
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
+def check(config, mesh: Mesh) -> None:
+    """UserError where the mesh does not divide what a stage's config has it split: batch, heads, tokens of a frame."""
+    parts, context = math.prod(mesh.shape[axis] for axis in axes.BATCH), mesh.shape["context"]
+    accumulate = config.get("accumulate", 1)
+    if config.batch_size % (accumulate * parts):
+        micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+        raise UserError(
+            f"config.batch_size is {config.batch_size}{micro}, which the {parts} devices of mesh.data × mesh.fsdp do not "
+            f"divide; make it a multiple of {accumulate * parts}."
         )
-    )
+    if context == 1 or config.stage == "vae":
+        return
+    split = {
+        f"heads of config.{name}": build(DiTConfig, config, name).num_heads
+        for name in ("dit", "teacher_dit")
+        if name in config
+    }
+    split["tokens of a frame"] = _frame_tokens(config)
+    for name, count in split.items():
+        if count % context:
+            raise UserError(
+                f"config.mesh.context is {context}, which does not divide the {count} {name}; "
+                f"set it to a divisor of {math.gcd(*split.values())}."
+            )
+
+
+def _frame_tokens(config) -> int:
+    """Tokens of a latent frame of the videos that a config trains on."""
+    stride = build(VAEConfig, config, "vae").spatial_stride
+    world = config.get("world")
+    height, width = (world.size, world.size) if world else (config.video.height, config.video.width)
+    return height * width // (stride**2 * math.prod(build(DiTConfig, config, "dit").patch_size))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
+    """PartitionSpec of one leaf by RULES; whole where no dimension that it names is divided."""
+    size = mesh.shape["fsdp"]
+    for place in tree.match(RULES, path):
+        if size > 1 and len(shape) >= -place and shape[place] % size == 0:
+            return PartitionSpec(*(None,) * (len(shape) + place), "fsdp")
+    return PartitionSpec()
+
+
+def _specs(state, mesh):
+    """Tree of the PartitionSpecs of a tree's leaves."""
+
+    def one(path, leaf):
+        return spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(one, state)
 
 
 def place(state, mesh: Mesh):
     """Tree of shardings for a train state, or any tree of arrays or shapes."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state, mesh))
 
-    def sharding(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, spec(name, leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(sharding, state)
+def keep(state):
+    """Inside jit: the tree (state, parameters, gradients) where `place` puts it on the ambient mesh; as it is without one.
+
+    A state that is kept leaves a step as it came in, so that its buffers are donated and the next step is the same program.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return state
+    return jax.tree.map(jax.lax.with_sharding_constraint, state, _specs(state, mesh))
 
 
 def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
@@ -79,5 +133,5 @@ def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
 
 def put_batch(batch, mesh: Mesh):
     """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+    split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
+    return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}

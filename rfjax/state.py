@@ -13,7 +13,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from rfjax import tree
+from rfjax import sharding, tree
 from rfjax.errors import UserError
 
 KERNELS = r"(.*/)?kernel"  # weight matrices: what decays, and what Muon steps
@@ -115,6 +115,7 @@ def apply_gradients(
     A gradient that is not finite changes nothing but the count of skipped updates: neither parameters nor average,
     neither the optimiser's moments nor its step, on which the learning rate hangs. The choice is the device's.
     """
+    grads = sharding.keep(grads)  # summed over the batch's devices, each keeps its part
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -123,7 +124,28 @@ def apply_gradients(
     after = TrainState(state.step + 1, params, opt_state, ema, state.skipped * jnp.array([0, 1]))
     skip = state.replace(skipped=state.skipped + 1)
     finite = jnp.isfinite(optax.tree.norm(grads))
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skip)
+    return sharding.keep(jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skip))
+
+
+def gradients(objective, params, batch, micro: int = 1) -> tuple[dict[str, Array], Any]:
+    """Metrics and gradient of objective(params, micro-batch, index) → (loss, metrics), both means over the micro-batches.
+
+    `batch` is a tree of arrays [B, …]; micro-batch i has the rows i, i + micro, …, so that a batch that is split over devices
+    stays where it is. Only one micro-batch's activations are held at a time.
+    """
+    slope = jax.grad(objective, has_aux=True)
+    if micro == 1:
+        return slope(params, batch, 0)[::-1]
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, micro, *x.shape[1:]), 1, 0), batch)
+
+    def add(total, part):
+        grads, metrics = slope(params, *part)
+        return jax.tree.map(jnp.add, total, (metrics, grads)), None
+
+    like = jax.eval_shape(slope, params, jax.tree.map(lambda x: x[0], parts), 0)[::-1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(micro)))
+    return jax.tree.map(lambda x: x / micro, total)
 
 
 def skips(state) -> tuple[int, int]:
@@ -134,12 +156,17 @@ def skips(state) -> tuple[int, int]:
 
 
 def descend(
-    state: TrainState, objective, optimizer: optax.GradientTransformation, config: OptimizerConfig
+    state: TrainState,
+    objective,
+    batch,
+    optimizer: optax.GradientTransformation,
+    config: OptimizerConfig,
+    micro: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step down objective(params) → scalar: the state after it, and {"loss", "grad_norm"} before it."""
-    loss, grads = jax.value_and_grad(objective)(state.params)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, optimizer, config), metrics
+    """One step down an objective as `gradients` takes it: the state after it, and its metrics with "grad_norm" before it."""
+    metrics, grads = gradients(objective, state.params, batch, micro)
+    norm = {"grad_norm": optax.tree.norm(grads)}
+    return apply_gradients(state, grads, optimizer, config), metrics | norm
 
 
 def ema_decay(step: Array, config: OptimizerConfig) -> Array:

@@ -51,11 +51,15 @@ def test_bfloat16_values_come_back_in_bfloat16():
     np.testing.assert_allclose(half.astype(jnp.float32), attention.attend(q, q, q), atol=0.05)
 
 
-def test_token_mask_repeats_frames():
-    frames = np.random.default_rng(4).random((3, 5)) < 0.5
-    tokens = attention.token_mask(jnp.asarray(frames), 4)
-    assert tokens.shape == (12, 20)
-    assert all(tokens[i, j] == frames[i // 4, j // 4] for i, j in np.ndindex(12, 20))
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tokens_of_a_frame_share_its_row(rows):
+    q, (k, v) = tiny.normal(0, 2, 12, 2, 8), tiny.normal(1, 2, 2, 20, 2, 8)
+    frames = np.random.default_rng(4).random((rows, 5)) < 0.5
+    frames[:, 0] = True
+    mask = np.array([[frames[i // 4 % rows, j // 4] for j in range(20)] for i in range(12)])
+    for form in (jnp.asarray(frames), attention.FrameMask(frames)):
+        ours = attention.attend(*map(jnp.asarray, (q, k, v)), form)
+        np.testing.assert_allclose(ours, by_loop(q, k, v, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("frames, block", [(1, 1), (6, 3), (9, 3), (4, 1)])

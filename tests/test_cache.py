@@ -11,7 +11,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfjax import attention, cache, rope
+from rfjax import attention, cache, dit, rope
 from rfjax.cache import CacheConfig
 from rfjax.dit import KV, DiTConfig
 from rfjax.rollout import RolloutConfig
@@ -54,7 +54,7 @@ clean = jax.jit(cache.read_clean, static_argnums=(2, 3))
 
 def seen(past):
     """[(position, block, frame)] of a read, valid frames in order; every token must tell the same."""
-    k, v = (np.asarray(a).reshape(-1, TOKENS, 2) for a in past.kv)
+    k, v = (np.asarray(a).reshape(-1, TOKENS, 2) for a in dit.seen(past.kv, past.slots))
     valid = np.ones(len(k), bool) if past.valid is None else np.asarray(past.valid)
     frames = []
     for position, tokens, values, ok in zip(np.asarray(past.positions), k, v, valid, strict=True):
@@ -134,8 +134,9 @@ def cached_attention(q, k, v, first):
     past = cache.read_denoise(state, first, 2, FRAMES, steady=False)
     before = rope.rotation(past.positions - first * FRAMES, 1, TOKENS, ATTENTION.head_dim)
     own = rope.rotation(jnp.arange(FRAMES), 1, TOKENS, ATTENTION.head_dim)
-    mask = attention.token_mask(jnp.broadcast_to(past.valid, (FRAMES, past.valid.size)), TOKENS)
-    return attention.attend(rope.apply(q, own), rope.apply(past.kv.k[0], before), past.kv.v[0], mask)
+    mask = past.valid[None]
+    k, v = (a[0] for a in dit.seen(past.kv, past.slots))
+    return attention.attend(rope.apply(q, own), rope.apply(k, before), v, mask)
 
 
 @pytest.mark.parametrize("first", [1, 3, 30])

@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    "errors",
-    "attention compilation config conv distributed flow names rope shapes tensorfile tree",
+    "errors flash",
+    "attention axes collectives compilation config conv distributed flow names rope shapes tensorfile tree",
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
-    "convert data golden losses state training_rollout",
+    "convert data golden lora losses state training_rollout",
     "weights",
     "sampler",
+    "stages",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)

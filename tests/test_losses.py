@@ -151,6 +151,29 @@ def test_gradient_of_the_dmd_loss_is_g_over_the_number_of_scored_elements(mask):
     np.testing.assert_allclose(slope, wanted, atol=1e-7)
 
 
+@pytest.mark.parametrize("mask", [None, [False, True, True, True]])
+def test_sid_loss_is_its_formula_and_its_gradient_goes_through_both_scores(mask):
+    kept = np.ones(CLIP[1], bool) if mask is None else np.array(mask)
+    x = np.float64(X)
+
+    def formula(x, scale):
+        fake, real = 0.5 * x + 0.1, 0.8 * x**2
+        return ((real - fake) * (fake - x) / scale)[:, kept].mean()
+
+    scale = np.abs(x - 0.8 * x**2).mean((1, 2, 3, 4), keepdims=True)
+
+    def loss(x):
+        return losses.sid_loss(x, 0.5 * x + 0.1, 0.8 * x**2, None if mask is None else jnp.asarray(mask))
+
+    value, slope = jax.value_and_grad(loss)(jnp.float32(x))
+    np.testing.assert_allclose(value, formula(x, scale), rtol=1e-4)
+    for place in ((0, 1, 0, 0, 0), (1, 3, 1, 1, 1), (0, 0, 1, 0, 0)):
+        step = np.zeros_like(x)
+        step[place] = 1e-4
+        wanted = (formula(x + step, scale) - formula(x - step, scale)) / 2e-4
+        np.testing.assert_allclose(slope[place], wanted, rtol=1e-3, atol=1e-7)
+
+
 def test_critic_learns_the_flow_of_clips_that_are_constants_to_it():
     t = LEVELS["clip"]
     error = linear_flow(PARAMS, noised(X, NOISE, spread(t)), spread(t), CONTEXT) - (NOISE - X)

@@ -21,7 +21,7 @@ from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
-from rfjax.stages import STAGES, distill, latent
+from rfjax.stages import STAGES, distill, latent, sources
 from rfjax.stages import teacher as teacher_stage
 from rfjax.vae import VAE, VAEConfig
 
@@ -59,8 +59,8 @@ def settings_of(stage, folder, **changes):
     settings.optimizer.name = "adamw"  # Muon compiles longer
     if stage in ("teacher", "ode"):
         settings.update({"data": f"{folder}/{stage}", "solver_steps": 4})
-    if stage in ("ode", "distill"):
-        settings.update({"teacher": f"{folder}/dit.safetensors", "init_from": f"{folder}/dit.safetensors"})
+    for name in ("teacher", "init_from", "critic_init") if stage in ("ode", "distill") else ():
+        settings[name] = f"{folder}/dit.safetensors"
     return settings
 
 
@@ -114,10 +114,11 @@ def trained(settings, workdir, save_at):
     kept = checkpoint.Checkpoints(workdir, 2, settings.stage)
     batches = data.iterate(stage.data(settings))
     state, start = train.begin(settings, stage, mesh, kept, batches)
+    fixed = sources.load(stage.frozen(settings), jax.random.key(settings.seed), mesh)
     update, before, told = compiled(settings.stage, settings), [], []
     for step in range(start, settings.steps):
         before.append(jax.device_get(state))
-        state, metrics = update(state, sharding.put_batch(next(batches), mesh), step)
+        state, metrics = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
         told.append({name: float(value) for name, value in metrics.items()})
         assert np.isfinite(list(told[-1].values())).all()
         if step + 1 == save_at:
@@ -214,6 +215,44 @@ def shown_by(network):
     return generate
 
 
+def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloat16(folder):
+    settings = settings_of(
+        "distill", folder, loss="sid", accumulate=2, vae_weights="", critic_warmup=0, critic_steps=1
+    )
+    settings.update({"critic_init": "", "teacher": ""})
+    settings.dit.dtype = "bfloat16"
+    settings.teacher_dit = settings.dit.copy_and_resolve_references()
+    settings.teacher_dit.num_layers = 2
+    stage, mesh = STAGES["distill"], sharding.make_mesh(sharding.MeshConfig())
+    key = jax.random.key(0)
+    fixed, params = (sources.load(which(settings), key, mesh) for which in (stage.frozen, stage.networks))
+    assert (
+        list(fixed) == ["teacher", "negative"]
+        and fixed["teacher"]["blocks"]["ffn_in"]["kernel"].shape[0] == 2
+    )
+    assert {x.dtype for x in jax.tree.leaves(fixed["teacher"])} == {jnp.dtype("bfloat16")}
+    state = stage.init(settings, params)
+    assert {x.dtype for x in jax.tree.leaves(state.generator.params)} == {jnp.dtype("float32")}
+    kernel = np.asarray(state.generator.params["head"]["kernel"])
+    for name, (_, arguments) in distill.programs(settings).items():
+        like = (
+            getattr(state, name),
+            getattr(state, "critic" if name == "generator" else "generator").params,
+            fixed,
+        )
+        assert describe(arguments[:3]) == describe(like)
+    batch = sharding.put_batch(next(data.iterate(stage.data(settings))), mesh)
+    state, told = stage.update(settings)(state, fixed, batch, 0)
+    assert (
+        np.isfinite(list(told.values())).all()
+        and np.abs(kernel - state.generator.params["head"]["kernel"]).max() > 0
+    )
+
+
+def describe(tree):
+    return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
+
+
 # Records
 
 
@@ -287,7 +326,8 @@ def test_half_of_the_teacher_s_clips_go_on_from_clean_blocks_of_every_number():
 def cropped(folder):
     """f(clip, number of blocks) → (scored clip, which frames count), and the parts of the config."""
     settings = settings_of("distill", folder)
-    parts, reencode = latent.parts(settings), latent.reencoder(settings)
+    parts, params = latent.parts(settings), latent._vae(settings)[1]
+    reencode = functools.partial(latent.reencoder(settings), params)
     return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks)), settings
 
 
@@ -328,15 +368,17 @@ def test_draws_cover_both_rollouts_every_exit_step_and_every_length(folder):
     [
         ("teacher", "data", {"data": "none"}, "no records in none.*python -m rfjax.data latents --config"),
         ("ode", "data", {"data": "none"}, "no records in none.*python -m rfjax.data ode-pairs --config"),
-        ("teacher", "init", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
-        ("ode", "init", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
-        ("distill", "init", {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
-        ("distill", "init", {"init_from": "vae"}, "is not of this network"),
-        ("distill", "update", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("teacher", "networks", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("ode", "networks", {"init_from": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("distill", "frozen", {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
+        ("distill", "networks", {"init_from": "vae"}, "is not of this network"),
+        ("distill", "frozen", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
         ("teacher", "sample", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
         ("ode", "evaluate", {"vae_weights": "none.safetensors", "world": {"size": 64}}, "none.safetensors"),
         ("ode", "evaluate", {}, "config.world.size is 16, but clips are judged at 64"),
+        ("distill", "networks", {"critic_init": "none.safetensors"}, "no parameter file none.safetensors"),
         ("distill", "update", {"blocks": (2, 4)}, "config.blocks.*3"),
+        ("distill", "update", {"loss": "sdi"}, "config.loss is 'sdi'; it must be one of dmd, sid"),
     ],
 )
 def test_missing_file_is_told_before_training(stage, what, changes, says, folder):
@@ -344,9 +386,10 @@ def test_missing_file_is_told_before_training(stage, what, changes, says, folder
         changes = {"init_from": f"{folder}/vae.safetensors"}
     settings = settings_of(stage, folder)
     settings.update(changes)
-    arguments = (jax.random.key(0),) if what == "init" else ()
     with pytest.raises(UserError, match=says):
-        getattr(STAGES[stage], what)(settings, *arguments)
+        told = getattr(STAGES[stage], what)(settings)
+        if what in ("networks", "frozen"):
+            sources.load(told, jax.random.key(0), sharding.make_mesh(sharding.MeshConfig()))
 
 
 @pytest.mark.parametrize(

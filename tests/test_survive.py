@@ -1,5 +1,6 @@
 """What befalls a run: kills, signals, broken gradients and files, another mesh. The stage is `line`, in two processes at times."""
 
+import functools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import train
 from rfjax import checkpoint, data, sharding
 from rfjax.errors import UserError
+from rfjax.stages import sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +31,8 @@ def settings(**changes):
 
 
 def like():
-    return jax.eval_shape(lambda: line.init(settings(), jax.random.key(0)))
+    networks = line.networks(settings())
+    return jax.eval_shape(functools.partial(line.init, settings()), sources.shapes(networks))
 
 
 def last(workdir):
@@ -170,8 +173,6 @@ def test_rows_of_all_processes_make_the_batch_of_one():
             for part, index in zip(parts, order, strict=True):
                 np.testing.assert_array_equal(part[name], rows[list(index)])
     assert iterators[0].get_state() == data.iterate(whole).get_state() | {"next_index": 3}
-    with pytest.raises(UserError, match="multiple of 3"):
-        data.share(line.data, settings(batch_size=8), [0], 3)
 
 
 @pytest.mark.parametrize("context, parts", [(1, [[0, 2], [1, 3]]), (2, [[0, 1], [0, 1]])])
@@ -197,9 +198,11 @@ def test_broken_batches_change_nothing_but_the_count(tmp_path):
     train.train(config, tmp_path)
     found = last(tmp_path).state
     whole, update = line.data(config), line.update(settings(steps=6))
-    now = jax.jit(lambda key: line.init(config, key))(jax.random.key(0))
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    params = sources.load(line.networks(config), jax.random.key(config.seed), mesh)
+    now = jax.jit(functools.partial(line.init, config))(params)
     for step in (0, 1, 2, 5):
-        now, _ = update(now, whole[step], step)
+        now, _ = update(now, {}, whole[step], step)
     jax.tree.map(np.testing.assert_array_equal, found.replace(skipped=now.skipped), now)
     np.testing.assert_array_equal(found.skipped, [0, 2])
     told = [row for row in lines(tmp_path) if "skipped" in row]

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 import train
 from rfjax import checkpoint, config
-from rfjax.stages import vae
+from rfjax.stages import sources, vae
 
 ROOT = Path(__file__).parents[1]
 DEBUG = str(ROOT / "configs" / "shapes_debug.py")
@@ -31,8 +32,12 @@ def lines(workdir, drop=("steps_per_second",)):
 
 
 def final_state(workdir):
-    like = jax.eval_shape(lambda: vae.init(debug(), jax.random.key(0)))
-    return checkpoint.Checkpoints(workdir / "checkpoints", 2, "vae").restore(like)
+    return checkpoint.Checkpoints(workdir / "checkpoints", 2, "vae").restore(fresh())
+
+
+def fresh():
+    """The shapes of a state before the first step."""
+    return jax.eval_shape(functools.partial(vae.init, debug()), sources.shapes(vae.networks(debug())))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,7 @@ def finished(tmp_path_factory):
 
 
 def test_run_leaves_parameters_with_latent_statistics_samples_and_metrics(finished):
-    params = checkpoint.load_params(
-        finished / "vae.safetensors", jax.eval_shape(lambda: vae.init(debug(), jax.random.key(0)).params)
-    )
+    params = checkpoint.load_params(finished / "vae.safetensors", fresh().params)
     mean, std = vae.latent_statistics(debug())(params)
     np.testing.assert_array_equal(params["latent_mean"], mean)
     np.testing.assert_array_equal(params["latent_std"], std)

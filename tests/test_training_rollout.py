@@ -35,11 +35,12 @@ class Network:
         seen = jnp.ones((frames, frames), bool) if mask is None else mask
         places = positions
         if past is not None:
-            k = jnp.concatenate([past.kv.k[0, :, :, 0], k], 1)
-            v = jnp.concatenate([past.kv.v[0, :, :, 0], v], 1)
+            before = dit.seen(past.kv, past.slots)
+            k = jnp.concatenate([before.k[0, :, :, 0], k], 1)
+            v = jnp.concatenate([before.v[0, :, :, 0], v], 1)
             places = jnp.concatenate([past.positions, positions])
             valid = jnp.ones(past.positions.shape, bool) if past.valid is None else past.valid
-            seen = jnp.concatenate([jnp.broadcast_to(valid[None], (frames, valid.size)), seen], 1)
+            seen = jnp.concatenate([jnp.broadcast_to(valid[None], (len(seen), valid.size)), seen], 1)
         distance = (positions[:, None] - places[None]).astype(jnp.float32)
         scores = jnp.einsum("bqk,bmk->bqm", q, k) + jnp.sin(0.7 * distance)[None]
         weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf))

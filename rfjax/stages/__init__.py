@@ -3,27 +3,66 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, latent, ode, teacher, vae
+from rfjax.stages import distill, latent, ode, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
     """What train.py needs of a stage. Every function takes the config first and reads it once."""
 
-    init: Callable[..., Any]  # (config, key) -> state; runs under jit
+    networks: Callable[..., Any]  # (config) -> {name: Source} of what is trained
+    frozen: Callable[..., Any]  # (config) -> {name: Source} of what is only used
+    init: Callable[..., Any]  # (config, {name: params of a network}) -> state; runs under jit
     data: Callable[..., Any]  # (config) -> grain.MapDataset of dicts of numeric arrays [B, …]
-    update: Callable[..., Any]  # (config) -> f(state, batch, step) -> (state, metrics); donates the state
+    update: Callable[
+        ..., Any
+    ]  # (config) -> f(state, frozen params, batch, step) -> (state, metrics); donates the state
     export: Callable[..., Any]  # (config) -> f(state) -> {name: params}, written as name.safetensors
     sample: Callable[..., Any]  # (config) -> f(state, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
     evaluate: Callable[..., Any]  # (config) -> f(state) -> {name: float}
 
 
 STAGES = {
-    "vae": Stage(vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate),
-    "teacher": Stage(
-        teacher.init, teacher.data, teacher.update, latent.export, teacher.sample, teacher.evaluate
+    "vae": Stage(
+        vae.networks, latent.nothing, vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate
     ),
-    "ode": Stage(ode.init, ode.data, ode.update, latent.export, ode.sample, ode.evaluate),
+    "teacher": Stage(
+        latent.networks,
+        latent.unconditional,
+        latent.init,
+        teacher.data,
+        teacher.update,
+        latent.export,
+        teacher.sample,
+        teacher.evaluate,
+    ),
+    "ode": Stage(
+        latent.networks,
+        latent.nothing,
+        latent.init,
+        ode.data,
+        ode.update,
+        latent.export,
+        ode.sample,
+        ode.evaluate,
+    ),
+    "teacher_forcing": Stage(
+        latent.networks,
+        latent.nothing,
+        latent.init,
+        teacher_forcing.data,
+        teacher_forcing.update,
+        latent.export,
+        ode.sample,
+        ode.evaluate,
+    ),
     "distill": Stage(
-        distill.init, distill.data, distill.update, distill.export, distill.sample, distill.evaluate
+        distill.networks,
+        distill.frozen,
+        distill.init,
+        distill.data,
+        distill.update,
+        distill.export,
+        distill.sample,
+        distill.evaluate,
     ),
 }

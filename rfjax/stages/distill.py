@@ -1,4 +1,4 @@
-"""Stage `distill`: few-step distillation on the student's own rollouts (DMD, 2311.18828; Self Forcing, 2506.08009).
+"""Stage `distill`: distillation on the student's own rollouts (Self Forcing, 2506.08009) by DMD (2311.18828) or SiD (2404.04057).
 
 One step trains the critic on `critic_steps` fresh rollouts, then the generator on one. Every batch draws its rollout
 kind (a fair coin: rolling or Self Forcing), its exit step and its length; one program serves them all. Clips longer
@@ -10,15 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from rfjax import flow, losses, rollout, training_rollout
 from rfjax import state as train
 from rfjax.config import build
-from rfjax.dit import DiTConfig
+from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
-from rfjax.stages import latent, ode
+from rfjax.stages import latent, ode, sources
 
 
 class Distillation(struct.PyTreeNode):
@@ -36,46 +35,81 @@ class Draw(NamedTuple):
     num_blocks: jax.Array
 
 
-def init(config, key):
-    """The generator from config.init_from, the critic from the teacher."""
-    generator = latent.start_params(config, key)
+def networks(config):
+    """The generator from config.init_from, the critic from config.critic_init; both of the sizes in config.dit."""
+    sizes = build(DiTConfig, config, "dit")
+    return {
+        "generator": latent.transformer(sizes, config.init_from),
+        "critic": latent.transformer(sizes, config.critic_init),
+    }
+
+
+def frozen(config):
+    """The teacher, and the VAE where longer clips are cropped with its help."""
+    teacher = {"teacher": latent.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
+    teacher |= latent.unconditional(config)
+    return teacher | ({"vae": latent.codec(config)} if config.vae_weights else {})
+
+
+def init(config, params):
+    """Fresh training of params {"generator", "critic"}."""
     return Distillation(
-        train.create(generator, latent.optimizer(config)[0]),
-        train.create(_teacher(config), latent.optimizer(config, "critic_optimizer")[0]),
+        train.create(params["generator"], latent.optimizer(config)[0]),
+        train.create(params["critic"], latent.optimizer(config, "critic_optimizer")[0]),
     )
 
 
 def data(config):
     """Batches {"context" [(critic_steps + 1) · B, text_len, text_dim]}."""
-    return latent.captions(config, config.batch_size * (config.critic_steps + 1))
+    return latent.prompts(config, config.batch_size * (config.critic_steps + 1))
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics). One program each. UserError for clips below the span."""
+    """f(state, frozen params, batch, step) → (state, metrics). One program each. UserError for clips below the span."""
+    critic_step, generator_step = steps(config)
+
+    def step_once(state, fixed, batch, step):
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        critic, metrics = state.critic, {}
+        for index in range(config.critic_steps):
+            here = jax.random.fold_in(key, index)
+            critic, metrics = critic_step(critic, state.generator.params, fixed, batch, index, here)
+        generator = state.generator
+        if step >= config.critic_warmup:
+            here = jax.random.fold_in(key, config.critic_steps)
+            generator, more = generator_step(generator, critic.params, fixed, batch, here)
+            metrics |= more
+        return Distillation(generator, critic), metrics
+
+    return step_once
+
+
+def steps(config):
+    """The two compiled updates: of the critic (critic, generator params, frozen params, batch, index of its part, key) and of
+    the generator (generator, critic params, frozen params, batch, key), each → (state, metrics). The state is donated.
+    """
     span = latent.parts(config).rollout.span_blocks
     if not span <= config.blocks[0] <= config.blocks[1]:
         raise UserError(
             f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {span} or more."
         )
+    if config.loss not in OBJECTIVES:
+        raise UserError(f"config.loss is {config.loss!r}; it must be one of {', '.join(OBJECTIVES)}.")
     teach = functools.partial(jax.jit, donate_argnums=0)
-    critic_step, generator_step = teach(_critic_step(config)), teach(_generator_step(config))
-    teacher = _teacher(config)
+    return teach(_critic_step(config)), teach(_generator_step(config))
 
-    def step_once(state, batch, step):
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        chunks = jnp.split(jnp.asarray(batch["context"]), config.critic_steps + 1)
-        metrics, critic = {}, state.critic
-        for index, context in enumerate(chunks[:-1]):
-            here = jax.random.fold_in(key, index)
-            critic, metrics = critic_step(critic, state.generator.params, context, here)
-        generator = state.generator
-        if step >= config.critic_warmup:
-            here = jax.random.fold_in(key, config.critic_steps)
-            generator, more = generator_step(generator, critic.params, teacher, chunks[-1], here)
-            metrics |= more
-        return Distillation(generator, critic), metrics
 
-    return step_once
+def programs(config):
+    """{"critic", "generator"}: (the compiled update, its arguments as shapes)."""
+    state = jax.eval_shape(functools.partial(init, config), sources.shapes(networks(config)))
+    fixed, key = sources.shapes(frozen(config)), jax.eval_shape(lambda: jax.random.key(0))
+    text = config.batch_size * (config.critic_steps + 1), config.dit.text_len, config.dit.text_dim
+    batch, index = {"context": jax.ShapeDtypeStruct(text, jnp.float32)}, jax.ShapeDtypeStruct((), jnp.int32)
+    critic_step, generator_step = steps(config)
+    return {
+        "critic": (critic_step, (state.critic, state.generator.params, fixed, batch, index, key)),
+        "generator": (generator_step, (state.generator, state.critic.params, fixed, batch, key)),
+    }
 
 
 def draw(config, key) -> Draw:
@@ -106,19 +140,22 @@ def roll(config, parts, how, params, context, drawn: Draw, key):
 def crop(parts, reencode, clip, num_blocks):
     """What is scored: the last `span` frames [B, span, h, w, C] of a clip, and which of them count [span].
 
-    Of a longer clip the first kept frame is replaced by the VAE's encoding of the decoded video frame at its place, since
-    a clip begins with the latent of a single frame; its block then does not count.
+    Of a longer clip the first kept frame is replaced by `reencode(latents, i)`, the VAE's encoding of the decoded video frame at
+    its place, since a clip begins with the latent of a single frame; its block then does not count. Without a VAE (None) the
+    frame stays what it is, and its block does not count either.
     """
     frames = parts.rollout.block_frames
     span, longest = parts.rollout.span_blocks * frames, clip.shape[1]
     if longest == span:
         return clip, jnp.ones(span, bool)
     start = num_blocks * frames - span
-    prefix = jax.lax.stop_gradient(clip[:, : longest - span + 1])
+    kept = jax.lax.dynamic_slice_in_dim(clip, start, span, axis=1)
     longer = start > 0
-    first = jax.lax.cond(longer, lambda: reencode(prefix, start), lambda: clip[:, :1])
-    kept = jax.lax.dynamic_slice_in_dim(clip, start + 1, span - 1, axis=1)
-    return jnp.concatenate([first, kept], 1), ~longer | (jnp.arange(span) >= frames)
+    if reencode is not None:
+        prefix = jax.lax.stop_gradient(clip[:, : longest - span + 1])
+        first = jax.lax.cond(longer, lambda: reencode(prefix, start), lambda: clip[:, :1])
+        kept = jnp.concatenate([first, kept[:, 1:]], 1)
+    return kept, ~longer | (jnp.arange(span) >= frames)
 
 
 def score_draw(config, key, clip):
@@ -132,20 +169,23 @@ def score_draw(config, key, clip):
 def _critic_step(config):
     parts = latent.parts(config)
     optimizer, options = latent.optimizer(config, "critic_optimizer")
-    reencode = latent.reencoder(config)
 
-    def step(critic, generator_params, context, key):
-        keys = jax.random.split(key, 3)
-        drawn = draw(config, keys[0])
-        how = training_rollout.constant_rollout
-        clip = roll(config, parts, how, generator_params, context, drawn, keys[1])
-        clip, _ = crop(parts, reencode, clip, drawn.num_blocks)
-        _, t, noise = score_draw(config, keys[2], clip)
+    def step(critic, generator_params, fixed, batch, part, key):
+        generator = latent.working(parts.dit.config, generator_params)
 
-        def objective(params):
-            return losses.critic_loss(parts.dit, params, clip, context, t, noise)
+        def objective(params, context, index):
+            keys = jax.random.split(jax.random.fold_in(key, index), 3)
+            drawn = draw(config, keys[0])
+            how = training_rollout.constant_rollout
+            clip = roll(config, parts, how, generator, context, drawn, keys[1])
+            clip, _ = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
+            _, t, noise = score_draw(config, keys[2], clip)
+            params = latent.working(parts.dit.config, params)
+            loss = losses.critic_loss(parts.dit, params, clip, context, t, noise)
+            return loss, {"loss": loss}
 
-        critic, metrics = train.descend(critic, objective, optimizer, options)
+        context = _part(config, batch["context"], part)
+        critic, metrics = train.descend(critic, objective, context, optimizer, options, config.accumulate)
         return critic, {f"critic_{name}": value for name, value in metrics.items()}
 
     return step
@@ -153,39 +193,63 @@ def _critic_step(config):
 
 def _generator_step(config):
     parts = latent.parts(config)
+    teacher = DiT(_teacher_sizes(config))
     optimizer, options = latent.optimizer(config)
-    reencode = latent.reencoder(config)
+    loss_of = OBJECTIVES[config.loss]
 
-    def step(generator, critic_params, teacher_params, context, key):
-        keys = jax.random.split(key, 3)
-        drawn = draw(config, keys[0])
+    def step(generator, critic_params, fixed, batch, key):
+        critic = latent.working(parts.dit.config, critic_params)
 
-        def objective(params):
-            how = training_rollout.gradient_rollout
-            clip = roll(config, parts, how, params, context, drawn, keys[1])
-            clip, counts = crop(parts, reencode, clip, drawn.num_blocks)
-            x_t, t, _ = jax.lax.stop_gradient(score_draw(config, keys[2], clip))
-            fake = losses.score_x0(parts.dit, critic_params, x_t, t, context)
-            negative = jnp.zeros_like(context)
-            real = losses.guided_x0(parts.dit, teacher_params, x_t, t, context, negative, config.guidance)
-            gradient = jax.lax.stop_gradient(losses.dmd_gradient(clip, fake, real))
-            return losses.dmd_loss(clip, gradient, counts), (jnp.abs(gradient).mean(), clip)
+        def objective(params, context, index):
+            keys = jax.random.split(jax.random.fold_in(key, index), 3)
+            drawn = draw(config, keys[0])
+            params = latent.working(parts.dit.config, params)
+            clip = roll(config, parts, training_rollout.gradient_rollout, params, context, drawn, keys[1])
+            scored, counts = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
+            x_t, t, _ = score_draw(config, keys[2], scored)
+            negative = jnp.broadcast_to(fixed["negative"]["context"], context.shape)
 
-        (loss, (strength, clip)), grads = jax.value_and_grad(objective, has_aux=True)(generator.params)
-        metrics = {
-            "dmd_loss": loss,
-            "dmd_gradient": strength,
-            "grad_norm": optax.tree.norm(grads),
-            "latent_std": clip.std(),
-            "latent_max": jnp.abs(clip).max(),
-        }
-        return train.apply_gradients(generator, grads, optimizer, options), metrics
+            def scores(x_t):
+                fake = losses.score_x0(parts.dit, critic, x_t, t, context)
+                real = fixed["teacher"], x_t, t, context, negative, config.guidance
+                return fake, losses.guided_x0(teacher, *real)
+
+            loss, strength = loss_of(scored, x_t, scores, counts)
+            told = {"latent_std": clip.std(), "latent_max": jnp.abs(clip).max()}
+            return loss, {"loss": loss, "strength": strength} | told
+
+        context = _part(config, batch["context"], config.critic_steps)
+        return train.descend(generator, objective, context, optimizer, options, config.accumulate)
 
     return step
 
 
-def _teacher(config):
-    return latent.load(config.teacher, build(DiTConfig, config, "dit"))
+def _dmd(clip, x_t, scores, counts):
+    """Distribution matching: the scores are constants, so nothing is differentiated but the student's windows."""
+    gradient = jax.lax.stop_gradient(losses.dmd_gradient(clip, *scores(jax.lax.stop_gradient(x_t))))
+    return losses.dmd_loss(clip, gradient, counts), jnp.abs(gradient).mean()
+
+
+def _sid(clip, x_t, scores, counts):
+    """Score identity distillation: the gradient goes through both scores."""
+    fake, real = scores(x_t)
+    return losses.sid_loss(clip, fake, real, counts), jnp.abs(fake - real).mean()
+
+
+OBJECTIVES = {"dmd": _dmd, "sid": _sid}
+
+
+def _part(config, context, index):
+    """Every update's share of a batch [(critic_steps + 1) · B, …]: rows index, index + critic_steps + 1, …"""
+    return context.reshape(-1, config.critic_steps + 1, *context.shape[1:])[:, index]
+
+
+def _reencode(config, fixed):
+    return functools.partial(latent.reencoder(config), fixed["vae"]) if "vae" in fixed else None
+
+
+def _teacher_sizes(config) -> DiTConfig:
+    return build(DiTConfig, config, "teacher_dit" if "teacher_dit" in config else "dit")
 
 
 def export(config):

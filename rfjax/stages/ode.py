@@ -13,36 +13,36 @@ from rfjax import state as train
 from rfjax.stages import latent
 
 
-def init(config, key):
-    """TrainState from the teacher in config.init_from."""
-    return train.create(latent.start_params(config, key), latent.optimizer(config)[0])
-
-
 def data(config):
     """Batches {"trajectory" [B, S + 1, F, h, w, C]: points at t_0 … t_{S-1} and the end; "context"}."""
-    return latent.records(config)
+    points = len(config.rollout.steps) + 1
+    return latent.records(config, "trajectory", (points,), config.rollout.block_frames)
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics)."""
+    """f(state, {}, batch, step) → (state, metrics)."""
     parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
     block_frames, timesteps = parts.rollout.block_frames, jnp.asarray(parts.rollout.timesteps)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, batch, step):
-        path = batch["trajectory"].astype(jnp.float32)
+    def step_once(state, frozen, batch, step):
+        del frozen
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        blocks = path.shape[2] // block_frames
-        level = jax.random.randint(key, (path.shape[0], blocks), 0, parts.rollout.num_steps)
-        level = jnp.repeat(level, block_frames, axis=1)  # [B, F]
-        x_t = jnp.take_along_axis(path, level[:, None, :, None, None, None], 1)[:, 0]
 
-        def objective(params):
-            return losses.ode_loss(
-                parts.dit, params, x_t, timesteps[level], path[:, -1], batch["context"], block_frames
+        def objective(params, batch, index):
+            path, context = batch["trajectory"].astype(jnp.float32), batch["context"]
+            blocks = path.shape[2] // block_frames
+            draw = jax.random.fold_in(key, index)
+            level = jax.random.randint(draw, (path.shape[0], blocks), 0, parts.rollout.num_steps)
+            level = jnp.repeat(level, block_frames, axis=1)  # [B, F]
+            x_t = jnp.take_along_axis(path, level[:, None, :, None, None, None], 1)[:, 0]
+            params = latent.working(parts.dit.config, params)
+            loss = losses.ode_loss(
+                parts.dit, params, x_t, timesteps[level], path[:, -1], context, block_frames
             )
+            return loss, {"loss": loss}
 
-        return train.descend(state, objective, optimizer, options)
+        return train.descend(state, objective, batch, optimizer, options, config.accumulate)
 
     return step_once
 

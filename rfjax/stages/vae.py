@@ -9,13 +9,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from rfjax import checkpoint, distributed
 from rfjax import data as pipelines
+from rfjax import distributed
 from rfjax import state as train
 from rfjax.config import build
 from rfjax.shapes import World
+from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
 CLIPS = 64  # over which the latents' statistics are taken
@@ -24,20 +24,26 @@ EVALUATED_FRAMES = 21
 INITIAL_LOGVAR = -6.0
 
 
-def init(config, key):
-    """TrainState from the parameters in config.init_from, or from nothing."""
-    video = jnp.zeros((1, config.frames, config.world.size, config.world.size, 3))
+def networks(config):
+    """{"vae": the parameters in config.init_from, or from nothing}."""
     vae = _network(config)
-    params = vae.init(key, video)["params"]
-    if config.init_from:
-        params = checkpoint.load_params(config.init_from, params)
-        z = vae.config.z_dim
-        params |= {"latent_mean": jnp.zeros(z), "latent_std": jnp.ones(z)}
-    else:
+    video = jnp.zeros((1, config.frames, config.world.size, config.world.size, 3))
+
+    def random(key):
+        params = vae.init(key, video)["params"]
         # Latents begin almost free of noise: from a variance of 1 it takes many steps to be rid of it.
         bias = params["conv1"]["bias"]
         params["conv1"]["bias"] = bias.at[vae.config.z_dim :].set(INITIAL_LOGVAR)
-    return train.create(params, _optimizer(config)[0])
+        return params
+
+    return {"vae": Source(random, config.init_from)}
+
+
+def init(config, params):
+    """TrainState of params["vae"], without the latents' statistics that a file may hold: they are measured at the end."""
+    z = _network(config).config.z_dim
+    fresh = params["vae"] | {"latent_mean": jnp.zeros(z), "latent_std": jnp.ones(z)}
+    return train.create(fresh, _optimizer(config)[0])
 
 
 def data(config):
@@ -48,18 +54,19 @@ def data(config):
 
 
 def update(config):
-    """f(state, batch, step) → (state, metrics)."""
+    """f(state, {}, batch, step) → (state, metrics)."""
     vae, (optimizer, options) = _network(config), _optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, batch, step):
+    def step_once(state, frozen, batch, step):
+        del frozen
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        video = to_float(batch["video"])
         weights = {"square": config.square, "edge": config.edge, "kl": config.kl}
-        objective = functools.partial(loss, vae, video=video, key=key, weights=weights)
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        return train.apply_gradients(state, grads, optimizer, options), metrics
+
+        def objective(params, batch, index):
+            return loss(vae, params, to_float(batch["video"]), jax.random.fold_in(key, index), weights)
+
+        return train.descend(state, objective, batch, optimizer, options, config.accumulate)
 
     return step_once
 

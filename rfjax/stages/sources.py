@@ -1,0 +1,40 @@
+"""Where the parameters of a stage's networks come from: a file, or chance.
+
+A stage says it as {name: Source}, so that shapes are known, and a checkpoint restored, before any file is read.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from rfjax import checkpoint, sharding
+
+
+class Source(NamedTuple):
+    """Parameters of one network."""
+
+    init: Callable[[Array], Any]  # key → random parameters, which also say shapes and dtypes
+    path: str = ""  # .safetensors file or folder of a run; "" leaves them random
+
+
+def shapes(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """{name: ShapeDtypeStructs}."""
+    return {name: jax.eval_shape(source.init, jax.random.key(0)) for name, source in sources.items()}
+
+
+def load(sources: Mapping[str, Source], key: Array, mesh: Mesh) -> dict[str, Any]:
+    """{name: parameters}, each in its place on the mesh. UserError for a file that is missing, damaged or of another network."""
+
+    def one(source, like):
+        places = sharding.place(like, mesh)
+        if not source.path:
+            return jax.jit(source.init, out_shardings=places)(key)
+        placed = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, places
+        )
+        return checkpoint.load_params(source.path, placed)
+
+    return {name: one(sources[name], like) for name, like in shapes(sources).items()}
