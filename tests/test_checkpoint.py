@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, sharding, state
+from rfjax import checkpoint, state
 from rfjax.errors import UserError
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -153,16 +153,3 @@ def test_muon_steps_each_stacked_layer_and_each_flattened_convolution_as_a_matri
 def test_unknown_optimiser_says_which_there_are():
     with pytest.raises(UserError, match="adamw or muon"):
         state.OptimizerConfig(0.1, name="sgd")
-
-
-def test_mesh_that_does_not_fit_says_so():
-    with pytest.raises(UserError, match="needs 3 devices"):
-        sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=3))
-
-
-def test_placement_splits_kernels_by_the_axes_that_divide_them():
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES)
-    whole = jax.sharding.PartitionSpec
-    assert sharding.spec("ema/layers/q/kernel", (30, 8, 6), mesh) == whole(None, "fsdp", None)
-    assert sharding.spec("params/head/kernel", (6, 8), mesh) == whole(None, None)
-    assert sharding.spec("params/head/bias", (8,), mesh) == whole(None)
