@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import train
-from rfjax import checkpoint, data, sharding
+from rfjax import checkpoint, data, distributed, sharding
 from rfjax.errors import UserError
 from rfjax.stages import sources
 
@@ -188,6 +188,25 @@ def test_processes_along_the_context_axis_feed_the_same_rows(context, parts, mon
     for process, mine in enumerate(parts):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         assert sharding.batch_parts(Mesh) == (mine, 4 // context)
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+    ],
+)
+def test_launchers_of_several_processes_are_recognised(environment, several, monkeypatch):
+    for name in distributed.LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.detected() == several
 
 
 # Gradients that are not finite
