@@ -56,8 +56,15 @@ def train(config, workdir: Path) -> None:
             done, stopping = step + 1, stop(step + 1)  # asked once: a signal may come at any line
             saves = done % config.save_every == 0 or done == config.steps or stopping
             if done % config.log_every == 0 or saves:
-                tell_metrics(log, bar, done, recent, state)
-                refuse_skips(config, state, done, workdir)
+                row, skipped = skips(state)
+                means = metrics.means(recent) | {"skipped": skipped}
+                log.scalars(done, means | {"steps_per_second": bar.format_dict["rate"] or 0.0})
+                bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+                if row >= config.get("max_skipped", 10):
+                    raise UserError(
+                        f"The gradient was not finite in the last {row} updates until step {done}: lower the learning "
+                        f"rate and start again; the last good checkpoint is kept in {workdir}/checkpoints."
+                    )
                 recent = []
             if saves:
                 kept.save(done, state, batches.get_state())
@@ -85,23 +92,6 @@ def begin(config, stage, mesh, kept, batches):
         return jax.jit(init, out_shardings=places)(params), 0
     batches.set_state(found.data)
     return found.state, found.step
-
-
-def tell_metrics(log, bar, step, recent, state) -> None:
-    """Writes the mean metrics of the last steps, and how many updates were skipped since the start."""
-    means = metrics.means(recent) | {"skipped": skips(state)[1]}
-    log.scalars(step, means | {"steps_per_second": bar.format_dict["rate"] or 0.0})
-    bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-
-
-def refuse_skips(config, state, step, workdir) -> None:
-    """UserError when the last config.max_skipped updates were all skipped."""
-    row, most = skips(state)[0], config.get("max_skipped", 10)
-    if row >= most:
-        raise UserError(
-            f"The gradient was not finite in the last {row} updates before step {step}: lower the learning rate and "
-            f"start again; the last good checkpoint is kept in {workdir}/checkpoints."
-        )
 
 
 def make_report(config, stage, workdir, kept):

@@ -150,17 +150,10 @@ def share(make, config, mine, parts):
 
     Args:
         make: config → grain.MapDataset of dicts of numeric arrays [config.batch_size · n, …].
-        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`).
-
-    Raises:
-        UserError: config.batch_size is not a multiple of `parts`.
+        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`); they divide the batch.
     """
     if len(mine) == parts:
         return make(config)
-    if config.batch_size % parts:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}: set a multiple of {parts}, the mesh's data · fsdp."
-        )
     config = config.copy_and_resolve_references()
     config.batch_size //= parts
     dataset = make(config)  # element b · parts + i is part i of batch b
