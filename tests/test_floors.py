@@ -15,6 +15,7 @@ FLOORS = [
     "convert data golden losses state training_rollout",
     "weights",
     "sampler",
+    "stages",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)
