@@ -1,68 +1,73 @@
 """Train one stage of a model: `python train.py --config configs/shapes_vae.py --workdir runs/vae`.
 
 A field of the config is changed by `--config.steps=100`. Started again with the same workdir, a run goes on
-bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first.
+bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first. On several machines start it on each:
+docs/running.md.
 """
 
 import functools
-import math
-import re
-import signal
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
-from tqdm import tqdm
 
-from rfjax import checkpoint, compilation, data, errors, metrics, sharding
-from rfjax.config import build, load
+from rfjax import checkpoint, compilation, data, distributed, errors, metrics, sharding
+from rfjax.config import build, parse_flags
 from rfjax.errors import UserError
 from rfjax.stages import STAGES, sources
+from rfjax.state import skips
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, parameters, metrics, samples."
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "One of several processes; what the flags below leave out is asked of the environment.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
 
 def train(config, workdir: Path) -> None:
     """Runs or goes on with the stage that the config names, until config.steps or a signal."""
     stage = STAGES[config.stage]
     mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
-    batches = data.iterate(stage.data(config))
-    workdir.mkdir(parents=True, exist_ok=True)
-    kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage)
-    state, start = begin(config, stage, mesh, kept, batches)
-    fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
-    update, stop = stage.update(config), stop_signal()
-    report = make_report(config, stage, workdir, kept)
-    log, recent = metrics.Log(workdir, start + 1), []
-    if start >= config.steps:  # done before, perhaps stopped before the parameters were written
-        report(log, state, start)
-    print(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
-    with tqdm(range(start, config.steps), initial=start, total=config.steps, dynamic_ncols=True) as bar:
-        for step in bar:
+    batches = data.iterate(data.share(stage.data, config, *sharding.batch_parts(mesh)))
+    checkpoint.remember(config, workdir)
+    kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
+    with jax.set_mesh(mesh), kept:
+        state, start = begin(config, stage, mesh, kept, batches)
+        fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
+        update, stop = stage.update(config), distributed.stop_signal()
+        report = make_report(config, stage, workdir, kept)
+        log, recent, stopped = metrics.Log(workdir, start + 1), [], False
+        if start >= config.steps:  # done before, perhaps stopped before the parameters were written
+            report(log, state, start)
+        distributed.tell(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
+        for step in (bar := metrics.progress(start, config.steps)):
             state, values = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen
             recent.append(values)
-            done, stopping = step + 1, stop()  # asked once: a signal may come at any line
+            done, stopping = step + 1, stop(step + 1)  # asked once: a signal may come at any line
             saves = done % config.save_every == 0 or done == config.steps or stopping
             if done % config.log_every == 0 or saves:
-                means = finite_means(recent, done, workdir)
-                rate = bar.format_dict["rate"] or 0.0
-                log.scalars(done, means | {"steps_per_second": rate})
-                bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+                tell_metrics(log, bar, done, recent, state)
+                refuse_skips(config, state, done, workdir)
                 recent = []
             if saves:
                 kept.save(done, state, batches.get_state())
             if stopping and done < config.steps:
-                tqdm.write(f"Stopped and saved after step {done}; run the same command to go on.")
+                stopped = True
                 break
             if saves:
                 report(log, state, done)
     log.close()
+    if stopped:
+        distributed.tell(f"Stopped and saved after step {done}; run the same command to go on.")
 
 
 def begin(config, stage, mesh, kept, batches):
@@ -81,6 +86,23 @@ def begin(config, stage, mesh, kept, batches):
     return found.state, found.step
 
 
+def tell_metrics(log, bar, step, recent, state) -> None:
+    """Writes the mean metrics of the last steps, and how many updates were skipped since the start."""
+    means = metrics.means(recent) | {"skipped": skips(state)[1]}
+    log.scalars(step, means | {"steps_per_second": bar.format_dict["rate"] or 0.0})
+    bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+
+
+def refuse_skips(config, state, step, workdir) -> None:
+    """UserError when the last config.max_skipped updates were all skipped."""
+    row, most = skips(state)[0], config.get("max_skipped", 10)
+    if row >= most:
+        raise UserError(
+            f"The gradient was not finite in the last {row} updates before step {step}: lower the learning rate and "
+            f"start again; the last good checkpoint is kept in {workdir}/checkpoints."
+        )
+
+
 def make_report(config, stage, workdir, kept):
     """f(log, state, step): writes the parameters and sample clips, measures, and prints what is where."""
     export, sample, evaluate = stage.export(config), stage.sample(config), stage.evaluate(config)
@@ -89,60 +111,15 @@ def make_report(config, stage, workdir, kept):
         for name, params in export(state).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
         log.clips(
-            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.world.fps
+            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.video.fps
         )
         values = evaluate(state)
         log.scalars(step, values)
         told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        tqdm.write(f"step {step}: {told}; parameters and samples are in {workdir}/")
+        distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
+        kept.judge(step, values)
 
     return report
-
-
-def finite_means(recent, step, workdir) -> dict[str, float]:
-    """Mean of each metric over the last steps; UserError when any is not finite."""
-    recent = jax.device_get(recent)
-    means = {name: float(np.mean([values[name] for values in recent])) for name in recent[0]}
-    broken = [name for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(
-            f"{broken[0]} is not finite at step {step}: lower the learning rate and start again; "
-            f"the last good checkpoint is kept in {workdir}/checkpoints."
-        )
-    return means
-
-
-def stop_signal():
-    """() → whether SIGTERM or Ctrl-C has come; a second one ends the program at once."""
-    seen = []
-
-    def remember(number, _):
-        seen.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, remember)
-    return lambda: bool(seen)
-
-
-def parse(argv):
-    """absl's flag parser; whatever is wrong with the flags or the config becomes one sentence."""
-    for i, word in enumerate(argv):
-        if word.startswith("--config"):
-            name, given, value = word.partition("=")
-            if name == "--config":
-                load(value if given else " ".join(argv[i + 1 : i + 2]))
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        cause = error
-        while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps what it caught
-            cause = cause.args[0]
-        said = " ".join(str(cause.args[0] if cause.args else cause).split())
-        # ml_collections gives a bare name, and the near one with the bare one again.
-        said = re.sub(r"^'(\w+)'", r"the config has no field '\1'.", said)
-        said = re.sub(r'Did you mean "(\w+)" instead of "\w+"', r"Did you mean '\1'", said)
-        raise UserError(f"A flag is wrong: {said}") from error
 
 
 def main(_) -> None:
@@ -155,8 +132,12 @@ def main(_) -> None:
         raise UserError(f"config.stage must be one of {', '.join(STAGES)}, not {config.get('stage')!r}.")
     compilation.keep_programs()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
-    train(config, workdir)
+    joins = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if DISTRIBUTED.value or any(given is not None for given in joins) or distributed.detected():
+        distributed.start(*joins)
+    with distributed.together():
+        train(config, workdir)
 
 
 if __name__ == "__main__":
-    errors.exit_cleanly(app.run)(main, flags_parser=parse)
+    errors.exit_cleanly(app.run)(main, flags_parser=parse_flags)

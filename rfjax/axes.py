@@ -16,7 +16,7 @@ SPLIT = {"batch": BATCH, "tokens": ("context",), "heads": ("context",), None: ()
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """x with dimension i split by names[i] ("batch", "tokens", "heads", None: whole) over the ambient mesh.
+    """x with dimension i split by names[i] ("batch", "tokens", "heads", None: whole) over the ambient mesh; the rest are whole.
 
     A dimension that its axes do not divide stays whole, as in the few clips that a stage shows. Without an ambient mesh, or on
     one device, x itself: sampling and training there are the same program.
@@ -24,8 +24,10 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
         return x
-    split = [SPLIT[name] for name in names]
-    counts = [math.prod(mesh.shape[axis] for axis in axes) for axes in split]
-    whole = [size % count > 0 for size, count in zip(x.shape, counts, strict=True)]
-    spec = (None if uneven else axes or None for axes, uneven in zip(split, whole, strict=True))
+
+    def axes_of(name, size):
+        axes = SPLIT[name]
+        return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+    spec = map(axes_of, names, x.shape)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -57,7 +57,7 @@ def init(config: CacheConfig, dit: DiTConfig, batch: int, block_tokens: int) -> 
 
 def _placed(slots: Array) -> Array:
     """[L, B, slots, N, A, K] where it lives on a mesh: with its clips, each device its heads."""
-    return axes.constrain(slots, None, "batch", None, None, "heads", None)
+    return axes.constrain(slots, None, "batch", None, None, "heads")
 
 
 def _slot(config: CacheConfig, block: Array) -> Array:

@@ -1,9 +1,12 @@
-"""What a run keeps on disk: training states for resuming (orbax), bare parameters for use (safetensors).
+"""What a run keeps on disk: training states for resuming (orbax), bare parameters for use (safetensors), its config.
 
 A training checkpoint holds the state, the data iterator's position, and a description of the state, by which
-one of another stage or size is told from a damaged one. Both kinds get their name only when complete.
+one of another stage or size is told from a damaged one. It is written while training goes on, by all processes, each
+its own parts; whatever there is gets its name only when complete.
 """
 
+import functools
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
-import safetensors.numpy
+from orbax.checkpoint import checkpoint_managers
 from safetensors import SafetensorError
 
-from rfjax import tree
+from rfjax import distributed, tensorfile, tree
 from rfjax.errors import UserError
+
+# Fields of a config that a run may change on its way; all others make it another run.
+FREE = ("steps", "save_every", "log_every", "keep", "best", "max_skipped", "mesh", "accumulate")
 
 
 class Restored(NamedTuple):
@@ -30,15 +36,56 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The newest `keep` training checkpoints of one run, under `folder`, each named by the steps done."""
+    """The newest `keep` training checkpoints of one run, under `folder`, each named by the steps done, and the best one.
 
-    def __init__(self, folder: str | os.PathLike, keep: int, stage: str):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self.folder, self.stage = Path(folder).absolute(), stage
+    A context: on leaving, what is being written is waited for.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int, stage: str, best: str = ""):
+        self.folder, self.stage, self.metric = Path(folder).absolute(), stage, best
+        self._best = self.folder.parent / "best.json"
+        newest = checkpoint_managers.LatestN(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, self])
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, where) -> None:
+        lost = kind is not None and not issubclass(kind, UserError) and jax.process_count() > 1
+        if not lost:  # else the others, with whom a checkpoint is completed, may be no more
+            self._manager.close()
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """orbax's question: which checkpoints stay. The best does."""
+        del context
+        best = self.best()["step"] if self.metric else None
+        return [found.step == best for found in checkpoints]
+
+    def best(self) -> dict[str, Any]:
+        """{"step", "metric", "value"} of the best checkpoint so far; its step is None before there is one."""
+        found = json.loads(self._best.read_text()) if self._best.exists() else {}
+        return found if found.get("metric") == self.metric else {"step": None, "value": -float("inf")}
+
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Notes the checkpoint of `step` as the best if its metric is the highest; UserError when it has none."""
+        if not self.metric:
+            return
+        if self.metric not in values:
+            raise UserError(
+                f"config.best is {self.metric!r}, which this stage does not measure; it measures {', '.join(values)}."
+            )
+        if distributed.is_main() and values[self.metric] > self.best()["value"]:
+            _write_json(self._best, {"step": step, "metric": self.metric, "value": values[self.metric]})
+
     def save(self, step: int, state, data) -> None:
-        """Keeps a state after `step` steps; `data` is the iterator's get_state(), anything JSON takes."""
+        """Keeps a state after `step` steps; `data` is the iterator's get_state(), anything JSON takes.
+
+        Comes back as soon as the state may change: files are written meanwhile, once the save before is done.
+        """
+        self._manager.wait_until_finished()
         if step in self._manager.all_steps():  # a damaged one that the run has come to again
             self._manager.delete(step)
         items = {
@@ -54,71 +101,170 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is of another stage or of other sizes, or all are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                self._check(step, like)
-                items = {"state": ocp.args.StandardRestore(like), "data": ocp.args.JsonRestore()}
-                found = self._manager.restore(step, args=ocp.args.Composite(**items))
-                return Restored(step, found["state"], found["data"]["position"])
-            except UserError:
-                raise
-            except Exception as error:  # what a damaged file makes orbax raise is not one type
-                print(
-                    f"The checkpoint of step {step} is damaged ({type(error).__name__}); trying an older one."
-                )
-        if steps:
-            raise UserError(
-                f"All checkpoints in {self.folder} are damaged; delete the folder to start again."
-            )
-        return None
+        self._manager.wait_until_finished()
 
-    def _check(self, step: int, like) -> None:
-        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        def read(folder):
+            self._check(_read_json(folder / "about"), like)
+            return Restored(int(folder.name), _read(folder, like), _read_json(folder / "data")["position"])
+
+        return _newest(self.folder, self._manager.all_steps(), read)
+
+    def _check(self, about, like) -> None:
         if about["stage"] != self.stage:
             raise UserError(
                 f"{self.folder.parent} holds a run of stage {about['stage']!r}, not {self.stage!r}; "
                 "use another --workdir."
             )
-        here = describe(like)
-        differing = sorted(
-            name for name in here | about["leaves"] if here.get(name) != about["leaves"].get(name)
-        )
+        here, there = describe(like), about["leaves"]
+        differing = sorted(name for name in here | there if here.get(name) != there.get(name))
+        differing = [name for name in differing if name in there or not _is_count(name)]
         if differing:
             name = differing[0]
             raise UserError(
                 f"{self.folder.parent} holds a run of other sizes or another optimiser: there, {name} is "
-                f"{about['leaves'].get(name, 'missing')}, by this config {here.get(name, 'missing')}; "
+                f"{there.get(name, 'missing')}, by this config {here.get(name, 'missing')}; "
                 "use another --workdir."
             )
+
+
+def _newest(folder: Path, steps, read):
+    """read(folder of a checkpoint) of the newest step that every process can read; None where there are no steps."""
+    for step in sorted(steps, reverse=True):
+        refused, damage, found = None, "in another process", None
+        try:
+            found = read(folder / str(step))
+        except UserError as error:
+            refused = error
+        except Exception as error:  # what a damaged file makes orbax raise is not one type
+            damage = type(error).__name__
+        if distributed.agree(found is not None):
+            return found
+        if refused:
+            raise refused
+        distributed.tell(f"The checkpoint of step {step} is damaged ({damage}); trying an older one.")
+    if steps:
+        raise UserError(f"All checkpoints in {folder} are damaged; delete the folder to start again.")
+    return None
+
+
+def _read(folder: Path, like):
+    """Leaves of a checkpoint's state, by their paths in `like`, in its dtypes and shardings. No process waits for another.
+
+    A count that the checkpoint lacks, since it is older than the count, is 0.
+    """
+    arguments = ocp.args.PyTreeRestore(
+        item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+    )
+    found = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
+
+    def zero(path, leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        name = _name(path)
+        if not _is_count(name):
+            raise ValueError(f"{name} is missing")
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(zero, found)
+
+
+def _is_count(name: str) -> bool:
+    return name.split("/")[-1] == "skipped"
+
+
+def _read_json(folder: Path):
+    return ocp.JsonCheckpointHandler().restore(folder)
+
+
+def _write_json(path: Path, content) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def remember(config, workdir: Path) -> None:
+    """Makes the run's folder and writes the config to its config.json.
+
+    Raises:
+      UserError: it holds a run whose config differs in more than FREE fields, or not all processes see it.
+      OSError: it cannot be written.
+    """
+    path = workdir / "config.json"
+    fields = json.loads(config.to_json_best_effort())
+    if path.exists():
+        _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
+    if distributed.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_json(path, fields)
+    distributed.agree(True)  # now it is written
+    if not distributed.agree(path.exists()):
+        raise UserError(f"Not every process sees {workdir}; give a --workdir that all machines share.")
+
+
+def _refuse_other(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    missing = "missing"
+    for name in sorted(there | here):
+        free = name.split(".")[0] in FREE
+        if not free and there.get(name, missing) != here.get(name, missing):
+            raise UserError(
+                f"{workdir} holds a run with config.{name} = {there.get(name, missing)!r}, not "
+                f"{here.get(name, missing)!r}; use another --workdir, or set it as it was."
+            )
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"dit": {"dim": 8}} → {"dit.dim": 8}."""
+    flat = {}
+    for name, value in fields.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def describe(state) -> dict[str, str]:
     """{path: "float32[3, 4]"} of every leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): _kind(leaf) for path, leaf in leaves}
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays to one safetensors file, names "/"-joined."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in tree.flatten(jax.device_get(params)).items()}
-    unfinished.touch()
-    mode = unfinished.stat().st_mode  # as the user's umask has it; safetensors lets nobody else read
-    safetensors.numpy.save_file(flat, unfinished)
-    unfinished.chmod(mode)
-    os.replace(unfinished, path)
+    """Writes a nested dict of arrays to one safetensors file, names "/"-joined, tensor by tensor, by process 0.
+
+    Arrays that are spread over processes are gathered, so all processes must call it.
+    """
+    flat = tree.flatten(params)
+    if distributed.is_main():
+        entries = [
+            tensorfile.Entry(
+                name,
+                tensorfile.Kind(tuple(leaf.shape), np.dtype(leaf.dtype)),
+                [functools.partial(distributed.whole, leaf)],
+            )
+            for name, leaf in flat.items()
+        ]
+        tensorfile.write(path, entries)
+    else:
+        for leaf in flat.values():
+            distributed.whole(leaf)
 
 
 def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
-    """Parameters from a safetensors file as the nested dict `like` (arrays or shapes) wants, in its dtypes, on the device.
+    """Parameters as the nested dict `like` (arrays or shapes) wants, in its dtypes, on the device.
 
-    Tensors are read one by one, so the host never holds the file as a whole.
+    Where a leaf of `like` has a sharding, the tensor goes straight to its places, and only the slices that this process
+    needs are read. Tensors are read one by one, so the host never holds the file as a whole.
+
+    Args:
+      path: a safetensors file, or the folder of a run: the averaged parameters of its newest checkpoint.
 
     Raises:
-        UserError: no such file, damaged, or its parameters are not those of `like`.
+        UserError: nothing there, damaged, or its parameters are not those of `like`.
     """
+    if os.path.isdir(path):
+        return _averages(Path(path), like)
     if not os.path.isfile(path):
         raise UserError(f"There is no parameter file {path}; train it, or give another path.")
     try:
@@ -126,15 +272,50 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             wanted = tree.flatten(like)
             _check_fit(path, found, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
-            # astype before jnp.asarray: what goes to the device is what stays there
-            return tree.unflatten(
-                {
-                    name: jnp.asarray(file.get_tensor(name).astype(leaf.dtype, copy=False))
-                    for name, leaf in wanted.items()
-                }
-            )
+            return tree.unflatten({name: _load(file, name, leaf) for name, leaf in wanted.items()})
     except (SafetensorError, ValueError) as error:
         raise UserError(f"The parameter file {path} is damaged ({error}); copy or train it again.") from error
+
+
+def _load(file, name: str, like) -> jax.Array:
+    """One tensor of an open file, as `like`."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        part = file.get_slice(name)[index] if index else file.get_tensor(name)
+        return part.astype(like.dtype, copy=False)  # here: what goes to the device is what stays there
+
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return jnp.asarray(read(()))
+    return jax.make_array_from_callback(tuple(like.shape), sharding, read)
+
+
+def _averages(run: Path, like) -> dict[str, Any]:
+    """The averaged parameters, of the generator where there are two networks, of a run's newest readable checkpoint."""
+    folder = run / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise UserError(
+            f"There are no checkpoints in {run}; give the folder of a run, or a .safetensors file."
+        )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
+        for name, leaf in tree.flatten(like).items()
+    }
+
+    def read(checkpoint: Path):
+        leaves = _read_json(checkpoint / "about")["leaves"]
+        above = "generator/ema/" if any(name.startswith("generator/ema/") for name in leaves) else "ema/"
+        kinds = {name.removeprefix(above): kind for name, kind in leaves.items() if name.startswith(above)}
+        found = {name: tuple(json.loads(kind[kind.index("[") :])) for name, kind in kinds.items()}
+        _check_fit(checkpoint, found, {name: leaf.shape for name, leaf in wanted.items()})
+        nested = tree.unflatten({above + name: leaf for name, leaf in wanted.items()})
+        flat = tree.flatten(_read(checkpoint, nested))
+        return tree.unflatten({name.removeprefix(above): leaf for name, leaf in flat.items()})
+
+    with jax.ensure_compile_time_eval():  # also while a stage's init is traced
+        return _newest(folder, steps, read)
 
 
 def _check_fit(path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
@@ -154,7 +335,3 @@ def _check_fit(path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) ->
                 f"{path}: {name} is {list(found[name])}, but this network needs {list(shape)}; "
                 "give the config it was trained with."
             )
-
-
-def _kind(leaf) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"

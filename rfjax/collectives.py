@@ -89,8 +89,8 @@ def _result_bytes(kind: str, op: str) -> float:
 
 
 def _group_size(line: str, devices: int) -> int:
-    """Devices that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, `mesh['a'=2,'b'=4] {'b'}`, or none named, which is all."""
-    mesh = re.search(r"replica_groups=mesh\[([^]]*)\] ?\{([^}]*)\}", line)
+    """Devices that take part together: `{{0,1},{2,3}}`, `[2,4]<=[8]`, `mesh['a'=2,'b'=4] {'b'}`; none named is all."""
+    mesh = re.search(r"replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}", line)
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # 'a':(1)2 is a part of axis a

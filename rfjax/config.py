@@ -6,11 +6,13 @@ A section maps one to one on a frozen dataclass, so a misspelt field is an error
 import dataclasses
 import difflib
 import os
+import re
 import runpy
 from pathlib import Path
 from typing import TypeVar
 
 import ml_collections
+from absl import flags
 
 from rfjax.errors import UserError
 
@@ -57,3 +59,23 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
         return dataclass(**config[name])
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{name} is not valid: {error}.") from error
+
+
+def parse_flags(argv):
+    """absl's flag parser; whatever is wrong with the flags or the config becomes one sentence."""
+    for i, word in enumerate(argv):
+        if word.startswith("--config"):
+            name, given, value = word.partition("=")
+            if name == "--config":
+                load(value if given else " ".join(argv[i + 1 : i + 2]))
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        cause = error
+        while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps what it caught
+            cause = cause.args[0]
+        said = " ".join(str(cause.args[0] if cause.args else cause).split())
+        # ml_collections gives a bare name, and the near one with the bare one again.
+        said = re.sub(r"^'(\w+)'", r"the config has no field '\1'.", said)
+        said = re.sub(r'Did you mean "(\w+)" instead of "\w+"', r"Did you mean '\1'", said)
+        raise UserError(f"A flag is wrong: {said}") from error

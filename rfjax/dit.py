@@ -133,17 +133,17 @@ def gelu(x: Array) -> Array:
 
 def split_heads(x: Array, heads: int) -> Array:
     """[B, F, T, D] with tokens over context → [B, F·T, A, K] with heads over context: one all-to-all."""
-    x = axes.constrain(x, "batch", None, "tokens", None)
+    x = axes.constrain(x, "batch", None, "tokens")
     x = einops.rearrange(x, "b f t (a k) -> b f t a k", a=heads)
-    x = axes.constrain(x, "batch", None, None, "heads", None)
+    x = axes.constrain(x, "batch", None, None, "heads")
     return einops.rearrange(x, "b f t a k -> b (f t) a k")
 
 
 def join_heads(x: Array, frames: int) -> Array:
     """[B, F·T, A, K] → [B, F, T, D]: the all-to-all back."""
-    x = axes.constrain(x, "batch", None, "heads", None)
+    x = axes.constrain(x, "batch", None, "heads")
     x = einops.rearrange(x, "b (f t) a k -> b f t a k", f=frames)
-    x = axes.constrain(x, "batch", None, "tokens", None, None)
+    x = axes.constrain(x, "batch", None, "tokens")
     return einops.rearrange(x, "b f t a k -> b f t (a k)")
 
 
@@ -191,7 +191,7 @@ class Block(nn.Module):
         y = gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y))
         y = Linear(c.dim, dtype=c.dtype, name="ffn_out")(y)
         x = x + (gate2 * y.astype(jnp.float32)).astype(x.dtype)
-        return axes.constrain(x, "batch", None, "tokens", None), kv
+        return axes.constrain(x, "batch", None, "tokens"), kv
 
     def self_attention(self, y: Array, past: KV | None, scene: Scene) -> tuple[Array, KV]:
         c, frames = self.config, y.shape[1]
@@ -240,7 +240,7 @@ class DiT(nn.Module):
 
     def text_kv(self, context: Array) -> KV:
         """Text keys and values of every layer from padded embeddings [B, text_len, text_dim]: k, v [L, B, text_len, A, K]."""
-        context = axes.constrain(context.astype(self.config.dtype), "batch", "tokens", None)
+        context = axes.constrain(context.astype(self.config.dtype), "batch", "tokens")
         text = self.text_out(gelu(self.text_in(context)))
         return self.text_layers(None, text)[1]
 
@@ -273,11 +273,11 @@ class DiT(nn.Module):
         patches = "b f (h p) (w q) c -> b f (h w) (p q c)"
         sizes = dict(p=c.patch_size[1], q=c.patch_size[2])
         tokens = self.patch_embedding(einops.rearrange(x, patches, **sizes).astype(c.dtype))
-        tokens = axes.constrain(tokens, "batch", None, "tokens", None)
+        tokens = axes.constrain(tokens, "batch", None, "tokens")
 
         e = self.time_out(nn.silu(self.time_in(timestep_embedding(t, c.freq_dim))))  # [B, F, D]
         e6 = einops.rearrange(self.time_projection(nn.silu(e)), "b f (n d) -> b f n d", n=6)
-        e6 = axes.constrain(e6, "batch", None, None, None)
+        e6 = axes.constrain(e6, "batch")
         scene = self._scene(e6, positions, rows, columns, past, mask)
         tokens, kv = self.blocks(tokens, text_kv, past.kv if past else None, scene)
 
@@ -286,7 +286,7 @@ class DiT(nn.Module):
         out = self.head(layer_norm(tokens, c.eps) * (1 + scale) + shift)
         unpatch = "b f (h w) (p q c) -> b f (h p) (w q) c"
         flow = einops.rearrange(out, unpatch, h=rows, w=columns, **sizes).astype(jnp.float32)
-        return axes.constrain(flow, "batch", None, None, None, None), kv
+        return axes.constrain(flow, "batch"), kv
 
     def _scene(self, e6, positions, rows, columns, past, mask) -> Scene:
         # Positions are taken relative to the window's first frame while they are still integers, so float32 angles are as

@@ -1,4 +1,4 @@
-"""What a clip may begin with: a picture or a video, brought to the clip's size and frame rate."""
+"""Pictures and videos of the user's own, brought to the clip's size and frame rate."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -57,6 +57,16 @@ def read_video(
     spare = (count - first) % later
     frames = (fit(frame.to_image(), size, how) for frame in islice(_paced(path, fps), spare, None))
     return frames, count - spare
+
+
+def clips(path: str | os.PathLike, size: tuple[int, int], fps: float, frames: int) -> Iterator[np.ndarray]:
+    """A video at `fps`, cropped to size (H, W), cut from its start into clips uint8 [frames, H, W, 3]; what is left is dropped.
+
+    UserError for what cannot be read, when it is come to: whole clips before the damage are given.
+    """
+    shown = (fit(frame.to_image(), size, "crop") for frame in _paced(path, fps))
+    while len(clip := list(islice(shown, frames))) == frames:
+        yield np.stack(clip)
 
 
 def _paced(path, fps: float) -> Iterator[av.VideoFrame]:

@@ -1,21 +1,29 @@
-"""What a run tells: metrics.jsonl (one object a line), tensorboard, sample clips and contact sheets."""
+"""What a run tells, by process 0: metrics.jsonl (one object a line), tensorboard, sample clips and contact sheets."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import tensorboardX
+from tqdm import tqdm
 
-from rfjax import video
+from rfjax import distributed, video
 
 
 class Log:
-    """Writer of a run's metrics under `folder`. What an earlier run wrote from step `start` on is dropped."""
+    """Writer of a run's metrics under `folder`. What an earlier run wrote from step `start` on is dropped.
+
+    Only process 0 writes.
+    """
 
     def __init__(self, folder: str | os.PathLike, start: int):
-        self.folder = Path(folder)
+        self.folder, self.writes = Path(folder), distributed.is_main()
+        if not self.writes:
+            return
         self.path = self.folder / "metrics.jsonl"
         _keep_before(self.path, start)
         self._lines = self.path.open("a")
@@ -23,6 +31,8 @@ class Log:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line, and one tensorboard point for each value."""
+        if not self.writes:
+            return
         self._lines.write(
             json.dumps({"step": step} | {name: float(f"{v:.6g}") for name, v in values.items()}) + "\n"
         )
@@ -31,10 +41,15 @@ class Log:
             self._board.add_scalar(name, value, step)
 
     def clips(self, step: int, clips: np.ndarray, captions, fps: float) -> None:
-        """clips [N, F, H, W, 3] in [-1, 1] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard."""
+        """clips [N, F, H, W, 3] in [-1, 1] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard.
+
+        All processes must call it: the clips may be spread over them.
+        """
+        frames = to_uint8(clips)
+        if not self.writes:
+            return
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        frames = to_uint8(clips)
         for index, (clip, caption) in enumerate(zip(frames, captions, strict=True)):
             for suffix in ("mp4", "png"):
                 path = folder / f"{step:06d}_{index}.{suffix}"
@@ -46,13 +61,33 @@ class Log:
             )
 
     def close(self) -> None:
-        self._lines.close()
-        self._board.close()
+        if self.writes:
+            self._lines.close()
+            self._board.close()
+
+
+def progress(start: int, steps: int) -> tqdm:
+    """The steps from `start` on, with a bar that process 0 shows."""
+    return tqdm(
+        range(start, steps),
+        initial=start,
+        total=steps,
+        dynamic_ncols=True,
+        disable=not distributed.is_main(),
+    )
+
+
+def means(recent: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
+    """Mean of each metric over some steps, of those that are finite; without the metrics that never are."""
+    recent = jax.device_get(recent)
+    columns = {name: [float(values[name]) for values in recent] for name in recent[0]}
+    finite = {name: [value for value in column if math.isfinite(value)] for name, column in columns.items()}
+    return {name: float(np.mean(column)) for name, column in finite.items() if column}
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
     """[-1, 1] → uint8, rounded and clamped."""
-    return (np.clip(np.asarray(frames) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
+    return (np.clip(distributed.whole(frames) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
 
 
 def _keep_before(path: Path, start: int) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -100,15 +101,31 @@ class PromptEncoder:
         return out
 
     def _run(self, captions: list[str]) -> list[np.ndarray]:
-        """Features up to each prompt's end, one prompt at a time, on the host: accelerators need their memory for the video."""
-        ids, mask = Tokenizer(self.folder / "tokenizer.json", self.text_len)(captions)
-        like = jax.eval_shape(functools.partial(umt5.init, self.config), jax.random.key(0))
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.config.dtype), like)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            params = checkpoint.load_params(self.folder / "umt5.safetensors", like)
-            run = jax.jit(functools.partial(umt5.prompt_features, UMT5(self.config)))
-            features = [run(params, ids[i : i + 1], mask[i : i + 1])[0] for i in range(len(captions))]
-        return [np.asarray(x, np.float32)[: m.sum()] for x, m in zip(features, mask, strict=True)]
+        """Features up to each prompt's end, on the host: accelerators need their memory for the video."""
+        return self.reader(jax.local_devices(backend="cpu")[0])(captions)
+
+    def reader(self, device: jax.Device) -> Callable[[list[str]], list[np.ndarray]]:
+        """f(captions) → features of each up to its end, float32 [n, text_dim], one prompt at a time.
+
+        Weights are loaded at f's first call, and stay on the device as long as f is there. UserError as for `encode`, but an empty
+        prompt has features too: those of the end mark.
+        """
+        tokenize = Tokenizer(self.folder / "tokenizer.json", self.text_len)
+        run = jax.jit(functools.partial(umt5.prompt_features, UMT5(self.config)))
+
+        @functools.cache
+        def params():
+            like = jax.eval_shape(functools.partial(umt5.init, self.config), jax.random.key(0))
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.config.dtype), like)
+            return checkpoint.load_params(self.folder / "umt5.safetensors", like)
+
+        def read(captions):
+            ids, mask = tokenize(captions)
+            with jax.default_device(device):
+                features = [run(params(), ids[i : i + 1], mask[i : i + 1])[0] for i in range(len(captions))]
+            return [np.asarray(x, np.float32)[: m.sum()] for x, m in zip(features, mask, strict=True)]
+
+        return read
 
     def _place(self, caption: str) -> Path | None:
         if self.cache is None:

@@ -135,7 +135,7 @@ def rolling_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> Roll
     """An empty window and cache; frame_shape = (f, H, W, C)."""
     window = jnp.zeros((batch, model.config.num_steps, *frame_shape))
     return RolloutState(
-        window=axes.constrain(window, "batch", *(None,) * (window.ndim - 1)),
+        window=axes.constrain(window, "batch"),
         cache=_init_cache(model, batch, frame_shape),
         index=jnp.int32(0),
         given=jnp.int32(0),

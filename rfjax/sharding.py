@@ -64,15 +64,26 @@ def check(config, mesh: Mesh) -> None:
         )
     if context == 1 or config.stage == "vae":
         return
-    dit, stride = build(DiTConfig, config, "dit"), build(VAEConfig, config, "vae").spatial_stride
-    side = config.world.size // stride
-    tokens = side**2 // math.prod(dit.patch_size)
-    for count, name in ((dit.num_heads, "heads (dit.num_heads)"), (tokens, "tokens of a frame")):
+    split = {
+        f"heads of config.{name}": build(DiTConfig, config, name).num_heads
+        for name in ("dit", "teacher_dit")
+        if name in config
+    }
+    split["tokens of a frame"] = _frame_tokens(config)
+    for name, count in split.items():
         if count % context:
             raise UserError(
                 f"config.mesh.context is {context}, which does not divide the {count} {name}; "
-                f"set it to a divisor of {math.gcd(dit.num_heads, tokens)}."
+                f"set it to a divisor of {math.gcd(*split.values())}."
             )
+
+
+def _frame_tokens(config) -> int:
+    """Tokens of a latent frame of the videos that a config trains on."""
+    stride = build(VAEConfig, config, "vae").spatial_stride
+    world = config.get("world")
+    height, width = (world.size, world.size) if world else (config.video.height, config.video.width)
+    return height * width // (stride**2 * math.prod(build(DiTConfig, config, "dit").patch_size))
 
 
 def spec(path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
@@ -109,7 +120,18 @@ def keep(state):
     return jax.tree.map(jax.lax.with_sharding_constraint, state, _specs(state, mesh))
 
 
+def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
+    """Parts of every global batch that this process feeds, and how many there are: one for each place along data and fsdp."""
+    places = mesh.devices.reshape(-1, mesh.shape["context"])
+    mine = [
+        number
+        for number, devices in enumerate(places)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    return mine, len(places)
+
+
 def put_batch(batch, mesh: Mesh):
-    """Global arrays, split over data and fsdp, of a dict of this process's rows [B, …]."""
+    """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
     split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
     return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}

@@ -46,6 +46,7 @@ class TrainState(struct.PyTreeNode):
     params: Any
     opt_state: Any
     ema: Any  # average of params, same tree
+    skipped: Array  # [2] int32, updates skipped: in a row until now, and in all
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -102,20 +103,28 @@ def create(params, optimizer: optax.GradientTransformation) -> TrainState:
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params),
+        skipped=jnp.zeros(2, jnp.int32),
     )
 
 
 def apply_gradients(
     state: TrainState, grads, optimizer: optax.GradientTransformation, config: OptimizerConfig
 ) -> TrainState:
-    """The state after one optimiser step, its average included."""
+    """The state after one optimiser step, its average included.
+
+    A gradient that is not finite changes nothing but the count of skipped updates: neither parameters nor average,
+    neither the optimiser's moments nor its step, on which the learning rate hangs. The choice is the device's.
+    """
     grads = sharding.keep(grads)  # summed over the batch's devices, each keeps its part
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config)
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-    return sharding.keep(TrainState(state.step + 1, params, opt_state, ema))
+    after = TrainState(state.step + 1, params, opt_state, ema, state.skipped * jnp.array([0, 1]))
+    skip = state.replace(skipped=state.skipped + 1)
+    finite = jnp.isfinite(optax.tree.norm(grads))
+    return sharding.keep(jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skip))
 
 
 def gradients(objective, params, batch, micro: int = 1) -> tuple[dict[str, Array], Any]:
@@ -137,6 +146,13 @@ def gradients(objective, params, batch, micro: int = 1) -> tuple[dict[str, Array
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(micro)))
     return jax.tree.map(lambda x: x / micro, total)
+
+
+def skips(state) -> tuple[int, int]:
+    """Updates skipped (in a row, in all), over every TrainState in a tree: the longest row, and the sum. Waits for them."""
+    networks = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, TrainState))
+    rows, sums = zip(*jax.device_get([network.skipped for network in networks]), strict=True)
+    return int(max(rows)), int(sum(sums))
 
 
 def descend(

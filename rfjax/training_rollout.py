@@ -50,7 +50,7 @@ def rolling(model: Model, plan: Plan) -> Stash:
     steps, (noise, exit_step, num_blocks, max_blocks, batch, frame_shape) = model.config.num_steps, plan
     num_calls = (max_blocks + steps - 2) // steps + 1
     empty = jnp.zeros((num_calls, batch, steps, *frame_shape))
-    empty = axes.constrain(empty, None, "batch", *(None,) * (empty.ndim - 2))
+    empty = axes.constrain(empty, None, "batch")
 
     def window(carry, _):
         state, inputs, outputs = carry

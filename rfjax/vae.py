@@ -6,6 +6,9 @@ H = 8 h, W = 8 w and F = 1 + 4 (f - 1): latent frame 0 is one video frame, each 
 Every layer maps (x, past) -> (y, next past). `past` is what the layer remembers of earlier chunks, `None` at
 the start of a clip and `()` when it remembers nothing; a network's past is the tuple of its layers' pasts.
 Running a whole clip is the one-chunk case: parallel over time, the next past unused.
+
+On a mesh each device has whole clips: the transformer's split of tokens would reach in here as one of height, and convolutions
+that XLA splits so gave other numbers than one device.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rfjax import attention
+from rfjax import attention, axes
 from rfjax.conv import CausalConv, FrameConv, RMSNorm, copy_present, upsample2x, with_past
 from rfjax.errors import UserError
 
@@ -225,8 +228,8 @@ class VAE(nn.Module):
 
     def encode_step(self, video, state=None):
         """The next chunk: 1 + 4 (n - 1) frames first (state None), 4 n later -> (mean, logvar, state)."""
-        hidden, state = self.encoder(video, state)
-        return *jnp.split(self.conv1(hidden), 2, -1), state
+        hidden, state = self.encoder(axes.constrain(video, "batch"), state)
+        return *jnp.split(axes.constrain(self.conv1(hidden), "batch"), 2, -1), state
 
     def decode(self, latents):
         """Raw latents [B, f, h, w, z] -> video [B, 1 + 4 (f - 1), 8 h, 8 w, 3], not clamped."""
@@ -239,7 +242,8 @@ class VAE(nn.Module):
         previous chunk returned it gives 4 n. Any chunking gives the frames of `decode`. The state is a
         pytree of arrays whose shapes do not depend on n.
         """
-        return self.decoder(self.conv2(latents), state)
+        video, state = self.decoder(self.conv2(axes.constrain(latents, "batch")), state)
+        return axes.constrain(video, "batch"), state
 
     def decode_normalised(self, latents, state=None):
         """`decode_step` of the diffusion model's latents, in the dtype of config."""

@@ -1,40 +1,38 @@
-"""`python tests/meshes.py [--stages vae,…] [--meshes 1x1x1,…]`: a step of every stage on every mesh of 8 host devices.
+"""`python tests/meshes.py`: on 8 host devices, a step of every stage on every mesh, and what programs send.
 
-Loss and gradients must be those of one device; parameters, optimiser state and average must fall as 1/fsdp; and a state must leave
-a step in the places where it came in, its buffers donated. Needs XLA_FLAGS=--xla_force_host_platform_device_count=8.
+Loss and gradients must be those of one device; parameters, optimiser state and average must fall as 1/fsdp; a state must leave a
+step in the places where it came in, its buffers donated. pytest's flags work (`-k "ode or 2x2x2"`); the suite runs a part.
 """
 
-import argparse
 import functools
 import math
-import tempfile
+import os
+import sys
 from pathlib import Path
 
-import conftest  # noqa: F401  strict JAX
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from rfjax import checkpoint, config, dit, sharding
-from rfjax.config import build
-from rfjax.stages import STAGES
-from rfjax.vae import VAE, VAEConfig
+from rfjax import checkpoint, config, sharding
+from rfjax.collectives import collectives
+from rfjax.stages import STAGES, latent, sources
 
-jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compiling
 CONFIGS = Path(__file__).parents[1] / "configs"
-MESHES = ("1x1x1", "8x1x1", "1x8x1", "1x1x8", "2x2x2")
+MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
 # The greatest difference over a leaf's greatest gradient. A single gradient may be a sum that cancels almost to nothing, and
 # then its own size says nothing about how exactly it can be summed in another order.
 TOLERANCE = 1e-5
 BATCH, FRAMES, SIDE, CHANNELS = 8, 6, 8, 8
 SIZES = {
     "world": {"size": 16, "fps": 16, "objects": 1},
-    "vae": {
-        "dim": 8,
-        "z_dim": CHANNELS,
-        "dim_mult": (1, 2),
-        "num_res_blocks": 1,
-        "temporal_downsample": (True,),
-    },
+    "vae": {"dim": 8, "z_dim": CHANNELS, "dim_mult": (1, 2), "num_res_blocks": 1}
+    | {"temporal_downsample": (True,)},
     "dit": {"dim": 48, "ffn_dim": 64, "num_heads": 8, "num_layers": 2, "in_dim": CHANNELS, "freq_dim": 8}
     | {"text_len": 16, "text_dim": 48},
     "rollout": {"steps": (1000, 500), "block_frames": 2, "ring_blocks": 3, "span_blocks": 3, "shift": 5.0},
@@ -43,72 +41,80 @@ SIZES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Most of the time is compiling, and numbers are no better for it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def settings_of(stage, folder):
     """The stage's config at debug sizes that every mesh divides."""
     settings = config.load(CONFIGS / f"shapes_{stage}.py")
     for section, sizes in SIZES.items():
         settings[section] = type(settings)(sizes)
-    settings.update(
-        {
-            "batch_size": BATCH,
-            "frames": 5 if stage == "vae" else FRAMES,
-            "init_from": f"{folder}/dit.safetensors",
-        }
-    )
+    vae, network = (f"{folder}/{name}.safetensors" for name in ("vae", "dit"))
+    settings.update({"batch_size": BATCH, "frames": FRAMES, "init_from": network, "vae_weights": vae})
     if stage == "vae":
-        settings.init_from = f"{folder}/vae.safetensors"
+        settings.update({"frames": 5, "init_from": vae})
     if stage == "distill":
-        settings.update({"vae_weights": f"{folder}/vae.safetensors", "teacher": f"{folder}/dit.safetensors"})
+        settings.update({"teacher": network, "critic_init": network})
         settings.update({"blocks": (3, 4), "critic_steps": 1, "critic_warmup": 0})
         settings.critic_optimizer = settings.optimizer
     return settings
 
 
-def write_params(folder):
-    """Random weights everywhere, as files."""
-    settings, rng = settings_of("teacher", folder), np.random.default_rng(0)
-    vae, video = VAE(build(VAEConfig, settings, "vae")), np.zeros((1, 1, 16, 16, 3), np.float32)
-    shapes = {
-        "vae": jax.eval_shape(lambda: vae.init(jax.random.key(0), video)["params"]),
-        "dit": jax.eval_shape(
-            functools.partial(dit.init, build(dit.DiTConfig, settings, "dit")), jax.random.key(0)
-        ),
-    }
-    for name, tree in shapes.items():
-        params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), tree)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Random weights of both networks, as files."""
+    folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+    settings = settings_of("teacher", folder)
+    networks = latent.networks(settings) | {"vae": latent.codec(settings)}
+    for name, shapes in sources.shapes(networks).items():
+        params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
         if name == "vae":
             params["latent_std"] = np.ones(CHANNELS, np.float32)
-        checkpoint.save_params(Path(folder) / f"{name}.safetensors", params)
+        checkpoint.save_params(folder / f"{name}.safetensors", params)
+    return folder
 
 
 def batch_of(stage):
     """Random numbers in the shapes of the stage's batches."""
     rng = np.random.default_rng(1)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     clip = (FRAMES, SIDE, SIDE, CHANNELS)
-    return {
-        "vae": lambda: {"video": rng.integers(0, 256, (BATCH, 5, 16, 16, 3), np.uint8)},
-        "teacher": lambda: {"latents": draw(BATCH, *clip), "context": draw(BATCH, 16, 48)},
-        "ode": lambda: {"trajectory": draw(BATCH, 3, *clip), "context": draw(BATCH, 16, 48)},
-        "distill": lambda: {"context": draw(2 * BATCH, 16, 48)},
-    }[stage]()
+    shapes = {
+        "vae": {},
+        "teacher": {"latents": (BATCH, *clip), "context": (BATCH, 16, 48)},
+        "ode": {"trajectory": (BATCH, 3, *clip), "context": (BATCH, 16, 48)},
+        "distill": {"context": (2 * BATCH, 16, 48)},
+    }[stage]
+    batch = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return batch or {"video": rng.integers(0, 256, (BATCH, 5, 16, 16, 3), np.uint8)}
 
 
-def one_step(settings, mesh):
-    """(metrics, gradients by path) of one step from the files' weights, and what must hold of the state's places."""
-    stage = STAGES[settings.stage]
-    init = functools.partial(stage.init, settings)
-    places = sharding.place(jax.eval_shape(init, jax.random.key(0)), mesh)
+def step_on(name, stage, folder):
+    """{what: metric or gradient} of one step from the files' weights on mesh `name`; checks the state's places."""
+    sizes, settings, stage = (
+        [int(size) for size in name.split("x")],
+        settings_of(stage, folder),
+        STAGES[stage],
+    )
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+    sharding.check(settings, mesh)
+    init, key = functools.partial(stage.init, settings), jax.random.key(0)
+    places = sharding.place(jax.eval_shape(init, sources.shapes(stage.networks(settings))), mesh)
     with jax.set_mesh(mesh):
-        before = jax.jit(init, out_shardings=places)(jax.random.key(0))
+        params, fixed = (sources.load(which(settings), key, mesh) for which in (stage.networks, stage.frozen))
+        before = jax.jit(init, out_shardings=places)(params)
         batch = sharding.put_batch(batch_of(settings.stage), mesh)
-        after, metrics = stage.update(settings)(before, batch, 1)
+        after, metrics = stage.update(settings)(before, fixed, batch, 1)
     check_places(before, after, places, mesh)
-    leaves = jax.tree_util.tree_leaves_with_path(after)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(after)
     }
-    return jax.device_get(metrics), {name: leaf for name, leaf in named.items() if "/mu/" in name}
+    return jax.device_get(metrics) | {name: leaf for name, leaf in leaves.items() if "/mu/" in name}
 
 
 def check_places(before, after, places, mesh):
@@ -117,41 +123,76 @@ def check_places(before, after, places, mesh):
     fsdp, paths = mesh.shape["fsdp"], jax.tree_util.tree_leaves_with_path(after)
     for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True):
         assert leaf.sharding == place, f"{path} came in as {place.spec} and left as {leaf.sharding.spec}"
-        share = fsdp if leaf.ndim > 1 and path[-1].key in ("kernel", "modulation", "head_modulation") else 1
-        assert {shard.data.nbytes for shard in leaf.addressable_shards} == {leaf.nbytes // share}, path
+        large = path[-1].key in ("kernel", "modulation", "head_modulation") if leaf.ndim > 1 else False
+        wanted = leaf.nbytes // (fsdp if large else 1)
+        assert {shard.data.nbytes for shard in leaf.addressable_shards} == {wanted}, path
 
 
-def compare(stage, mesh, found, wanted):
-    """Greatest relative difference of metrics and of gradients; AssertionError beyond TOLERANCE."""
-    worst = {}
-    for kind, ours, theirs in zip(("metrics", "gradients"), found, wanted, strict=True):
-        assert ours.keys() == theirs.keys()
-        apart = {
-            name: np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in theirs
-        }
-        name = max(apart, key=apart.get)
-        worst[kind] = f"{apart[name]:.1e}"
-        assert apart[name] <= TOLERANCE, f"{stage} on {mesh}: {name} differs by {apart[name]:.1e}"
-    return worst
+@pytest.fixture(scope="module")
+def one_device(folder):
+    return functools.cache(lambda stage: step_on("1x1x1", stage, folder))
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--stages", default=",".join(STAGES))
-    parser.add_argument("--meshes", default=",".join(MESHES[1:]))
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_params(folder)
-        for stage in given.stages.split(","):
-            settings, wanted = settings_of(stage, folder), None
-            for name in (MESHES[0], *given.meshes.split(",")):
-                sizes = [int(size) for size in name.split("x")]
-                mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
-                sharding.check(settings, mesh)
-                found = one_step(settings, mesh)
-                wanted = wanted or found
-                print(stage, name, compare(stage, name, found, wanted), flush=True)
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_step_gives_what_one_device_gives(stage, mesh, folder, one_device):
+    found, wanted = step_on(mesh, stage, folder), one_device(stage)
+    assert found.keys() == wanted.keys()
+    apart = {
+        name: np.abs(found[name] - value).max() / (np.abs(value).max() or 1) for name, value in wanted.items()
+    }
+    worst = max(apart, key=apart.get)
+    print(f"{stage} on {mesh}: {apart[worst]:.1e} ({worst})")
+    assert apart[worst] <= TOLERANCE, worst
+
+
+# What programs send
+
+ROWS, COLUMNS, BYTES = P(("a", "b")), P(None, ("a", "b")), 64 * 16 * 4
+RING = [(device, (device + 1) % 8) for device in range(8)]
+
+
+def turn(x):
+    """[64, 16] split by rows → by columns → by rows: two all-to-alls of 7/8 of what a device has."""
+    constrain = jax.lax.with_sharding_constraint
+    return constrain(constrain(jnp.tanh(x), COLUMNS), ROWS)
+
+
+def mapped(f):
+    return jax.shard_map(f, in_specs=ROWS, out_specs=ROWS)
+
+
+PROGRAMS = {
+    "nothing": (jnp.tanh, ROWS, ROWS, {}),
+    "gather": (jnp.tanh, ROWS, P(), {"all-gather": BYTES * 7 / 8}),
+    "gather over an axis": (jnp.tanh, P("a", "b"), P("a"), {"all-gather": BYTES / 2 * 3 / 4}),
+    "sum": (lambda x: x.sum(0), ROWS, P(), {"all-reduce": 2 * 16 * 4 * 7 / 8}),
+    "turn over an axis": (jnp.tanh, P("b"), P(None, "b"), {"all-to-all": BYTES / 4 * 3 / 4}),
+    "loop": (lambda x: jax.lax.fori_loop(0, 5, lambda _, x: turn(x), x), ROWS, ROWS)
+    + ({"all-to-all": 5 * 2 * BYTES / 8 * 7 / 8},),
+    "endless loop": (lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, turn, x), ROWS, ROWS)
+    + ({"all-to-all": 2 * BYTES / 8 * 7 / 8, "all-reduce": 2 * 4 * 7 / 8},),
+    "branch": (lambda x: jax.lax.cond(x.sum() > 0, turn, jnp.tanh, x), ROWS, ROWS)
+    + ({"all-to-all": 2 * BYTES / 8 * 7 / 8, "all-reduce": 2 * 4 * 7 / 8},),
+    "scattered sum": (
+        lambda x: mapped(lambda x: jax.lax.psum_scatter(x, ("a", "b"), tiled=True))(x),
+        ROWS,
+        ROWS,
+    )
+    + ({"reduce-scatter": 7 * BYTES / 8 / 8},),
+    "ring": (lambda x: mapped(lambda x: jax.lax.ppermute(x, ("a", "b"), RING))(x), ROWS, ROWS)
+    + ({"collective-permute": BYTES / 8},),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_bytes_sent_are_those_of_the_closed_form(program):
+    f, inputs, outputs, wanted = PROGRAMS[program]
+    with jax.set_mesh(jax.make_mesh((2, 4), ("a", "b"), (AxisType.Auto,) * 2)):
+        x = jax.ShapeDtypeStruct((64, 16), jnp.float32)
+        compiled = jax.jit(f, in_shardings=inputs, out_shardings=outputs).lower(x).compile()
+    assert collectives(compiled) == wanted
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(pytest.main([__file__, "-rP", *sys.argv[1:]]))

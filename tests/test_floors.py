@@ -8,11 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "errors flash",
-    "attention axes collectives compilation config conv flow names rope shapes tensorfile tree",
+    "attention axes collectives compilation config conv distributed flow names rope shapes tensorfile tree",
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
-    "convert data golden losses state training_rollout",
+    "convert data golden lora losses state training_rollout",
     "weights",
     "sampler",
     "stages",

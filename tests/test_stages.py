@@ -226,8 +226,11 @@ def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloa
     stage, mesh = STAGES["distill"], sharding.make_mesh(sharding.MeshConfig())
     key = jax.random.key(0)
     fixed, params = (sources.load(which(settings), key, mesh) for which in (stage.frozen, stage.networks))
-    assert list(fixed) == ["teacher"] and fixed["teacher"]["blocks"]["ffn_in"]["kernel"].shape[0] == 2
-    assert {x.dtype for x in jax.tree.leaves(fixed)} == {jnp.dtype("bfloat16")}
+    assert (
+        list(fixed) == ["teacher", "negative"]
+        and fixed["teacher"]["blocks"]["ffn_in"]["kernel"].shape[0] == 2
+    )
+    assert {x.dtype for x in jax.tree.leaves(fixed["teacher"])} == {jnp.dtype("bfloat16")}
     state = stage.init(settings, params)
     assert {x.dtype for x in jax.tree.leaves(state.generator.params)} == {jnp.dtype("float32")}
     kernel = np.asarray(state.generator.params["head"]["kernel"])

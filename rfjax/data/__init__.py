@@ -9,11 +9,13 @@ their encoder is chosen where they are used.
 """
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
@@ -24,6 +26,7 @@ from rfjax.errors import UserError
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
+ABOUT = "about.json"  # beside the shards: what they are made of
 
 
 def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
@@ -51,12 +54,13 @@ def captions(batch_size, seed=0, world=shapes.WORLD, split="train"):
     return grain.MapDataset.range(ENDLESS).map(element).batch(batch_size)
 
 
-def records(folder, batch_size, made_by, seed=0):
+def records(folder, batch_size, made_by, seed=0, read=lambda record: record):
     """Records written by `write_shard`, shuffled anew in every pass, for ever.
 
     Args:
         folder: where the shards lie.
         made_by: the command that makes them, for the error message.
+        read: f(record) → record, what is done to each before they are batched.
 
     Returns:
         grain.MapDataset of dicts of arrays [batch_size, …]; strings become one str array.
@@ -77,18 +81,20 @@ def records(folder, batch_size, made_by, seed=0):
             f"{folder} holds {count} records, fewer than a batch of {batch_size}: run `{made_by}`"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return dataset.map(serialization.msgpack_restore).batch(batch_size)
+    return dataset.map(serialization.msgpack_restore).map(read).batch(batch_size)
 
 
 def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):
     """Writes shard after shard, skipping those that are there: run again after a stop, it goes on.
+
+    Of P processes that write to one folder, process p makes the shards p, p + P, ….
 
     Args:
         folder: made if missing.
         make: shard index → its records, an iterable of dicts of arrays and strings, alike in shapes.
         shards: how many shards the folder shall hold.
     """
-    for index in range(shards):
+    for index in range(jax.process_index(), shards, jax.process_count()):
         path = Path(folder) / f"{index:05d}{SUFFIX}"
         if not path.exists():
             write_shard(path, make(index))
@@ -104,6 +110,58 @@ def write_shard(path, examples):
         writer.write(serialization.msgpack_serialize(example))
     writer.close()
     os.replace(unfinished, path)
+
+
+def claim(folder, about: dict):
+    """Notes in a folder what its records are made of, so that shards of two kinds never mix.
+
+    Args:
+        about: names and values, anything JSON takes.
+
+    Raises:
+        UserError: the folder holds records that are made of something else.
+    """
+    path, about = Path(folder) / ABOUT, json.loads(json.dumps(about))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{jax.process_index()}.tmp")
+        unfinished.write_text(json.dumps(about, indent=1))
+        os.replace(unfinished, path)
+    found = json.loads(path.read_text())
+    differing = sorted(name for name in about | found if about.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"The records in {folder} were made with {name} = {found.get(name)!r}, now it is {about.get(name)!r}: "
+            "delete the folder, or name another in the config."
+        )
+
+
+def share(make, config, mine, parts):
+    """This process's rows of the batches of `make(config)`, the same rows however many processes there are.
+
+    Args:
+        make: config → grain.MapDataset of dicts of numeric arrays [config.batch_size · n, …].
+        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`).
+
+    Raises:
+        UserError: config.batch_size is not a multiple of `parts`.
+    """
+    if len(mine) == parts:
+        return make(config)
+    if config.batch_size % parts:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}: set a multiple of {parts}, the mesh's data · fsdp."
+        )
+    config = config.copy_and_resolve_references()
+    config.batch_size //= parts
+    dataset = make(config)  # element b · parts + i is part i of batch b
+
+    def rows(batch):
+        own = [dataset[batch * parts + part] for part in mine]
+        return {name: np.concatenate([part[name] for part in own]) for name in own[0]}
+
+    return grain.MapDataset.range(len(dataset) // parts).map(rows)
 
 
 def iterate(dataset, threads=2):

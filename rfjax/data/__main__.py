@@ -1,95 +1,60 @@
-"""Makes data sets: `python -m rfjax.data latents|ode-pairs --config FILE [--shards N]`.
+"""Makes data sets: `python -m rfjax.data COMMAND [SOURCE] --config FILE`.
 
-Both go shard by shard into config.data, skip shards that are there, and so go on after a stop.
+    latents                  clips of the small world through the VAE      {"caption", "latents" [F, h, w, C]}
+    encode-videos FOLDER     videos of your own through the VAE            {"caption", "context" [n, text_dim], "latents"}
+    encode-prompts FILE      prompts, one a line, through the text encoder {"caption", "context"}
+    ode-pairs                the teacher's guided trajectories             {"caption", "context", "trajectory" [S + 1, F, h, w, C]}
 
-    latents     clips of the small world through the VAE, for the teacher      {"caption", "latents" [F, h, w, C]}
-    ode-pairs   the teacher's guided trajectories, for the ODE stage           {"caption", "trajectory" [S + 1, F, h, w, C]}
+All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder, each makes its
+share of the shards. Where they go: config.data; encode-prompts: config.prompts, or config.data where the config has none.
 """
 
 import argparse
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
 
-from rfjax import compilation, config, data, shapes, teacher
-from rfjax.errors import exit_cleanly
+from rfjax import checkpoint, compilation, config, data, datasets
+from rfjax.errors import UserError, exit_cleanly
 from rfjax.stages import latent
 
-
-def make_latents(settings):
-    """f(shard) → records of settings.record_frames latent frames."""
-    world = config.build(shapes.World, settings, "world")
-    encode = latent.video_encoder(settings)
-    stride = latent.temporal_stride(settings)
-    clips = data.clips(1 + stride * (settings.record_frames - 1), settings.record_batch, settings.seed, world)
-
-    def shard(index):
-        per_shard = settings.shard_records // settings.record_batch
-        for number in tqdm(range(per_shard), desc=f"shard {index}", unit=" batch", leave=False):
-            batch = clips[index * per_shard + number]
-            yield from _records(batch["caption"], "latents", encode(batch["video"]))
-
-    return shard
-
-
-def make_ode_pairs(settings):
-    """f(shard) → trajectories from the teacher at the few-step list's levels and at the end."""
-    parts = latent.parts(settings)
-    params = latent.load(settings.teacher, parts.dit.config)
-    places = teacher.few_step_indices(parts.rollout.steps, settings.solver_steps)
-    places = np.append(places, settings.solver_steps)
-    captions = data.captions(
-        settings.record_batch, settings.seed, config.build(shapes.World, settings, "world")
-    )
-
-    @jax.jit
-    def solve(context, key):
-        noise = jax.random.normal(key, (context.shape[0], settings.record_frames, *parts.frame_shape[1:]))
-        path = teacher.ode_trajectory(
-            parts.dit,
-            params,
-            noise,
-            context,
-            jnp.zeros_like(context),
-            settings.guidance,
-            settings.solver_steps,
-            parts.rollout.shift,
-        )
-        return jnp.moveaxis(path[places], 0, 1)
-
-    def shard(index):
-        per_shard = settings.shard_records // settings.record_batch
-        for number in tqdm(range(per_shard), desc=f"shard {index}", unit=" batch", leave=False):
-            place = index * per_shard + number
-            texts = list(captions[place]["caption"])
-            key = jax.random.fold_in(jax.random.key(settings.seed), place)
-            yield from _records(texts, "trajectory", solve(jnp.asarray(parts.encoder.encode(texts)), key))
-
-    return shard
-
-
-def _records(captions, name, arrays):
-    for caption, array in zip(captions, np.asarray(arrays, np.float16), strict=True):
-        yield {"caption": str(caption), name: array}
-
-
-COMMANDS = {"latents": make_latents, "ode-pairs": make_ode_pairs}
+COMMANDS = {
+    "latents": datasets.clip_latents,
+    "encode-videos": datasets.encoded_videos,
+    "encode-prompts": datasets.encoded_prompts,
+    "ode-pairs": datasets.ode_pairs,
+}
+SOURCES = {"encode-videos": "FOLDER", "encode-prompts": "FILE"}
 
 
 @exit_cleanly
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rfjax.data", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("source", nargs="?", help="encode-videos: a folder; encode-prompts: a text file")
     parser.add_argument("--config", required=True, help="a stage's config, which names the folder")
-    parser.add_argument("--shards", type=int, help="how many files (default config.shards)")
+    parser.add_argument(
+        "--shards", type=int, help="how many files latents and ode-pairs make (default config.shards)"
+    )
     args = parser.parse_args()
+    if args.what in SOURCES and (args.source is None or args.shards is not None):
+        raise UserError(f"Write `python -m rfjax.data {args.what} {SOURCES[args.what]} --config FILE`.")
+    if args.what not in SOURCES and args.source is not None:
+        raise UserError(f"{args.what} makes its records from the config alone; leave {args.source!r} out.")
     compilation.keep_programs()
     settings = config.load(args.config)
-    shards = args.shards or settings.shards
-    data.write_shards(settings.data, COMMANDS[args.what](settings), shards)
-    print(f"{shards} shards of {settings.shard_records} records are in {settings.data}/")
+    if args.shards:
+        settings.shards = args.shards
+    plan = COMMANDS[args.what](settings, *([args.source] if args.source else []))
+    data.claim(plan.folder, {"command": args.what} | plan.about)
+    negative = Path(plan.folder) / latent.NEGATIVE
+    if plan.negative and not negative.exists() and jax.process_index() == 0:
+        checkpoint.save_params(negative, {"context": plan.negative()})
+    data.write_shards(plan.folder, plan.make, plan.shards)
+    for sentence in plan.skipped:
+        print(sentence)
+    skipped = f"; {len(plan.skipped)} sources gave no records, or not all of them" if plan.skipped else ""
+    print(f"{plan.shards} shards are in {plan.folder}/{skipped}")
 
 
 if __name__ == "__main__":

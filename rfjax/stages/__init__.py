@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, latent, ode, teacher, vae
+from rfjax.stages import distill, latent, ode, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
@@ -27,7 +27,7 @@ STAGES = {
     ),
     "teacher": Stage(
         latent.networks,
-        latent.nothing,
+        latent.unconditional,
         latent.init,
         teacher.data,
         teacher.update,
@@ -41,6 +41,16 @@ STAGES = {
         latent.init,
         ode.data,
         ode.update,
+        latent.export,
+        ode.sample,
+        ode.evaluate,
+    ),
+    "teacher_forcing": Stage(
+        latent.networks,
+        latent.nothing,
+        latent.init,
+        teacher_forcing.data,
+        teacher_forcing.update,
         latent.export,
         ode.sample,
         ode.evaluate,

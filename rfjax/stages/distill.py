@@ -47,6 +47,7 @@ def networks(config):
 def frozen(config):
     """The teacher, and the VAE where longer clips are cropped with its help."""
     teacher = {"teacher": latent.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
+    teacher |= latent.unconditional(config)
     return teacher | ({"vae": latent.codec(config)} if config.vae_weights else {})
 
 
@@ -60,7 +61,7 @@ def init(config, params):
 
 def data(config):
     """Batches {"context" [(critic_steps + 1) · B, text_len, text_dim]}."""
-    return latent.captions(config, config.batch_size * (config.critic_steps + 1))
+    return latent.prompts(config, config.batch_size * (config.critic_steps + 1))
 
 
 def update(config):
@@ -206,7 +207,7 @@ def _generator_step(config):
             clip = roll(config, parts, training_rollout.gradient_rollout, params, context, drawn, keys[1])
             scored, counts = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
             x_t, t, _ = score_draw(config, keys[2], scored)
-            negative = jnp.broadcast_to(latent.negative(config), context.shape)
+            negative = jnp.broadcast_to(fixed["negative"]["context"], context.shape)
 
             def scores(x_t):
                 fake = losses.score_x0(parts.dit, critic, x_t, t, context)

@@ -1,12 +1,21 @@
-"""What the stages on latents share: the small world's networks, batches, and how their clips are judged."""
+"""What the stages on latents share: networks, batches with encoded text, and how the small world's clips are judged.
+
+Text is one of two things. The small world's words are encoded where they are used; where a config has a section `umt5`, prompts
+are encoded beforehand (`python -m rfjax.data encode-prompts`, `encode-videos`) and records bring their "context", so that no text
+encoder lives where a model trains.
+"""
 
 import dataclasses
 import functools
+import itertools
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rfjax import checkpoint, config, detect, dit, metrics, sampler, score, shapes, text
 from rfjax import data as pipelines
@@ -17,13 +26,17 @@ from rfjax.rollout import RolloutConfig
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
+ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config …"
+NEGATIVE = "negative.safetensors"  # beside the shards: the encoded negative prompt
+SHOWN = 4  # clips among a stage's samples
+
 
 class Parts(NamedTuple):
     """The pieces that a config describes."""
 
     dit: DiT
     rollout: RolloutConfig
-    encoder: text.WordEncoder
+    encoder: text.WordEncoder | None  # None where prompts are encoded beforehand
     frame_shape: tuple[int, int, int, int]  # (f, h, w, C) of a latent block
 
 
@@ -31,9 +44,30 @@ def parts(settings) -> Parts:
     """Builds them; UserError for a bad section."""
     sizes, codec = config.build(DiTConfig, settings, "dit"), config.build(VAEConfig, settings, "vae")
     rollout = config.build(RolloutConfig, settings, "rollout")
-    side = settings.world.size // codec.spatial_stride
-    encoder = config.build(text.WordEncoder, settings, "text")
-    return Parts(DiT(sizes), rollout, encoder, (rollout.block_frames, side, side, sizes.in_dim))
+    frame = sampler.latent_size(video(settings), codec, sizes)
+    return Parts(DiT(sizes), rollout, words(settings), (rollout.block_frames, *frame))
+
+
+def words(settings) -> text.WordEncoder | None:
+    """The small world's encoder; None where prompts are encoded beforehand."""
+    return None if "umt5" in settings else config.build(text.WordEncoder, settings, "text")
+
+
+def video(settings) -> sampler.VideoConfig:
+    """What a clip looks like from outside: as the small world has it where there is one, else as the section `video` says."""
+    if "world" not in settings:
+        return config.build(sampler.VideoConfig, settings, "video")
+    world = config.build(shapes.World, settings, "world")
+    return sampler.VideoConfig(world.size, world.size, world.fps)
+
+
+def whole_blocks(settings, name: str) -> None:
+    """UserError unless so many latent frames are whole blocks."""
+    block = settings.rollout.block_frames
+    if settings[name] % block:
+        raise UserError(
+            f"config.{name} is {settings[name]}; set it to a multiple of the {block} frames of a block."
+        )
 
 
 def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
@@ -75,27 +109,126 @@ def optimizer(settings, section: str = "optimizer"):
     return train.make_optimizer(options, settings.steps), options
 
 
-def records(settings):
-    """Batches of the records in settings.data with captions encoded: {"context" [B, text_len, text_dim], …}."""
-    encoder = config.build(text.WordEncoder, settings, "text")
-    batches = pipelines.records(settings.data, settings.batch_size, settings.made_by, settings.seed)
-    return batches.map(functools.partial(_encode_captions, encoder))
+def records(settings, field: str, leading: tuple[int, ...] = (), frames: int = 1):
+    """Batches of the records in settings.data with their text encoded: {"context" [B, text_len, text_dim], field, …}.
+
+    Args:
+      field: the array that the stage is about, [*leading, F, h, w, C] in a record.
+      frames: the fewest that F may be.
+
+    Raises:
+      UserError: no records, or one that lacks its text or is of another size; of the first batch now, of others when they come.
+    """
+    frame = parts(settings).frame_shape[1:]
+
+    def fits(record):
+        shape = record[field].shape if field in record else ()
+        sizes = (*shape[: len(leading)], *shape[-3:])
+        if len(shape) != len(leading) + 4 or sizes != (*leading, *frame) or shape[-4] < frames:
+            wanted = [*leading, f"{frames} or more", *frame]
+            raise UserError(
+                f"A record in {settings.data} has {field} of {list(shape) or 'no size'}, but this config needs "
+                f"[{', '.join(map(str, wanted))}]; make the records anew with `{settings.made_by}`."
+            )
+        return record
+
+    read = with_context(settings, settings.data, settings.made_by)
+    batches = pipelines.records(
+        settings.data, settings.batch_size, settings.made_by, settings.seed, lambda record: fits(read(record))
+    )
+    batches[0]  # read for its mistakes
+    return batches.map(_numbers)
+
+
+def prompt_folder(settings) -> str:
+    """Where encoded prompts are: settings.prompts, or settings.data of a stage that needs nothing else; "" for neither."""
+    return settings.get("prompts") or settings.get("data") or ""
+
+
+def prompts(settings, batch_size: int | None = None):
+    """Endless batches {"context" [B, text_len, text_dim]} to roll out from; B is settings.batch_size where none is given.
+
+    They are the encoded prompts of `prompt_folder`, else the small world's training captions.
+    """
+    batch_size = batch_size or settings.batch_size
+    if not prompt_folder(settings):
+        return captions(settings, batch_size)
+    return encoded_prompts(settings, prompt_folder(settings), batch_size).map(_numbers)
 
 
 def captions(settings, batch_size: int):
-    """Endless batches {"context" [B, text_len, text_dim]} of training captions."""
-    encoder, world = (
-        config.build(text.WordEncoder, settings, "text"),
-        config.build(shapes.World, settings, "world"),
-    )
-    return pipelines.captions(batch_size, settings.seed, world).map(
-        functools.partial(_encode_captions, encoder)
-    )
+    """Endless batches {"context" [B, text_len, text_dim]} of the small world's training captions."""
+    encoder, world = words(settings), config.build(shapes.World, settings, "world")
+
+    def encode(batch):
+        return {"context": encoder.encode(list(batch["caption"]))}
+
+    return pipelines.captions(batch_size, settings.seed, world).map(encode)
 
 
-def _encode_captions(encoder, batch):
-    context = encoder.encode(list(batch["caption"]))
-    return {"context": context} | {name: batch[name] for name in batch if name != "caption"}
+def encoded_prompts(settings, folder: str, batch_size: int):
+    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]} of a folder that `encode-prompts` made.
+
+    UserError as `records` has them.
+    """
+    read = with_context(settings, folder, ENCODE_PROMPTS)
+    batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
+    batches[0]  # read for its mistakes
+    return batches
+
+
+def unconditional(settings) -> dict[str, Source]:
+    """{"negative": {"context" [text_len, text_dim]}}: what guidance leads away from, among the parameters that a stage only uses.
+
+    It is the encoded negative prompt beside the records of `prompt_folder`, or zeros for the small world's words.
+    """
+    path = "" if words(settings) else str(Path(prompt_folder(settings)) / NEGATIVE)
+    shape = settings.dit.text_len, settings.dit.text_dim
+    return {"negative": Source(lambda key: {"context": jnp.zeros(shape)}, path)}
+
+
+def negative(settings) -> np.ndarray:
+    """The embedding of `unconditional`, float32 [text_len, text_dim]; UserError where there is none or one of another size."""
+    source = unconditional(settings)["negative"]
+    like = jax.eval_shape(source.init, jax.random.key(0))
+    if not source.path:
+        return np.zeros(like["context"].shape, np.float32)
+    if not os.path.isfile(source.path):
+        raise UserError(
+            f"There is no encoded negative prompt {source.path}; make it with `{ENCODE_PROMPTS}`."
+        )
+    return np.asarray(checkpoint.load_params(source.path, like)["context"])
+
+
+def with_context(settings, folder: str, made_by: str):
+    """f(record) → record with its "context" as float32 [text_len, text_dim], 0 behind the prompt's end.
+
+    A record brings it, up to its own length, or a caption in the small world's words. f raises UserError for one of other sizes
+    or without either; `folder` and the command `made_by` are for its sentence.
+    """
+    sizes, encoder = config.build(DiTConfig, settings, "dit"), words(settings)
+
+    def read(record):
+        if "context" in record:
+            context = np.asarray(record["context"], np.float32)
+        elif encoder and "caption" in record:
+            context = encoder.encode([record["caption"]])[0]
+        else:
+            lacks = "encoded prompt (context)" + (" and no caption" if encoder else "")
+            raise UserError(f"A record in {folder} has no {lacks}; make the records anew with `{made_by}`.")
+        if context.ndim != 2 or len(context) > sizes.text_len or context.shape[1] != sizes.text_dim:
+            raise UserError(
+                f"A record in {folder} has a context of {list(context.shape)}, but config.dit wants at most "
+                f"[{sizes.text_len}, {sizes.text_dim}]; make the records anew with `{made_by}`."
+            )
+        rest = sizes.text_len - len(context)
+        return record | {"context": np.pad(context, ((0, rest), (0, 0)))}
+
+    return read
+
+
+def _numbers(batch):
+    return {name: batch[name] for name in batch if name != "caption"}
 
 
 def _vae(settings):
@@ -103,32 +236,44 @@ def _vae(settings):
     return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
 
 
-def negative(settings) -> np.ndarray:
-    """What guidance turns away from, [text_len, text_dim]: no caption."""
-    return np.zeros((settings.dit.text_len, settings.dit.text_dim), np.float32)
-
-
 def decoder(settings):
-    """f(latents [B, F, h, w, C] normalised) → video [B, F', H, W, 3], by the VAE in settings.vae_weights."""
-    vae, params = _vae(settings)
+    """f(latents [B, F, h, w, C] normalised) → video [B, F', H, W, 3] on the host, by the VAE in settings.vae_weights.
 
-    @jax.jit
+    A block after another, so that long clips fit; in every process by itself, wherever the latents are.
+    """
+    vae, params = _vae(settings)
+    block = config.build(RolloutConfig, settings, "rollout").block_frames
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params, latents, state):
+        return vae.apply({"params": params}, latents, state, method="decode_normalised")
+
     def decode(latents):
-        raw = vae.apply({"params": params}, latents, method="denormalise")
-        return vae.apply({"params": params}, raw, method="decode")
+        latents, state, frames = multihost_utils.process_allgather(latents, tiled=True), None, []
+        for start in range(0, latents.shape[1], block):
+            video, state = step(params, latents[:, start : start + block], state)
+            frames.append(np.asarray(video, np.float32))
+        return np.concatenate(frames, 1)
 
     return decode
 
 
 def video_encoder(settings):
-    """f(video uint8 [B, F', H, W, 3]) → latents [B, F, h, w, C], normalised."""
+    """f(video uint8 [B, F', H, W, 3]) → latents [B, F, h, w, C], normalised; a block after another, so that long clips fit."""
     vae, params = _vae(settings)
+    first, later = sampler.block_lengths(vae.config, config.build(RolloutConfig, settings, "rollout"))
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params, video, state):
+        frames = video.astype(jnp.float32) / 127.5 - 1
+        return vae.apply({"params": params}, frames, state, method="encode_normalised")
+
     def encode(video):
-        frames = jnp.asarray(video).astype(jnp.float32) / 127.5 - 1
-        mean, _ = vae.apply({"params": params}, frames, method="encode")
-        return vae.apply({"params": params}, mean, method="normalise")
+        edges, state, blocks = [0, *range(first, video.shape[1], later), video.shape[1]], None, []
+        for start, end in itertools.pairwise(edges):
+            block, state = step(params, video[:, start:end], state)
+            blocks.append(block)
+        return jnp.concatenate(blocks, 1)
 
     return encode
 
@@ -173,22 +318,34 @@ def export(settings):
 
 
 def shown(settings, generate):
-    """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few held-out captions."""
-    encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)[:4]
+    """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few captions.
+
+    They are held-out ones of the small world; elsewhere those of records in `prompt_folder`, and without settings.vae_weights
+    nothing is shown.
+    """
+    if not settings.get("vae_weights"):
+        return lambda state, key: (np.zeros((0, 1, 1, 1, 3)), [])
+    if words(settings):
+        captions = held_out(settings)[:SHOWN]
+        context = words(settings).encode(captions)
+    else:
+        batch = encoded_prompts(settings, prompt_folder(settings), SHOWN)[0]
+        captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
     decode = decoder(settings)
 
     def samples(state, key):
-        latents = generate(state, jnp.asarray(encoder.encode(prompts)), key)
-        return np.asarray(decode(latents)), prompts
+        return decode(generate(state, context, key)), captions
 
     return samples
 
 
 def judged(settings, generate):
-    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute.
+    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} outside the small world.
 
     UserError for a world of another size than the detector's.
     """
+    if "world" not in settings:
+        return lambda state: {}
     if settings.world.size != detect.SIDE:
         raise UserError(
             f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
@@ -197,7 +354,7 @@ def judged(settings, generate):
     decode = decoder(settings)
 
     def evaluate(state):
-        latents = generate(state, jnp.asarray(encoder.encode(prompts)), jax.random.key(settings.seed))
+        latents = generate(state, encoder.encode(prompts), jax.random.key(settings.seed))
         videos = metrics.to_uint8(decode(latents))
         found = [score.score(video, prompt)["first"] for video, prompt in zip(videos, prompts, strict=True)]
         right = {name: [row[name] for row in found if name in row] for name in score.ATTRIBUTES}

@@ -15,7 +15,8 @@ from rfjax.stages import latent
 
 def data(config):
     """Batches {"trajectory" [B, S + 1, F, h, w, C]: points at t_0 … t_{S-1} and the end; "context"}."""
-    return latent.records(config)
+    points = len(config.rollout.steps) + 1
+    return latent.records(config, "trajectory", (points,), config.rollout.block_frames)
 
 
 def update(config):

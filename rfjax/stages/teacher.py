@@ -2,7 +2,7 @@
 
 Noise levels are from the shifted training table, one a clip, all of equal weight. In half of the clips the first blocks are
 clean, and the clip goes on from them: where all frames are as noisy, each is read by itself, and only clear ones beside noisy
-ones teach attention to look along time. A tenth of the captions is dropped, for guidance.
+ones teach attention to look along time. In a tenth of the clips the negative prompt stands for the caption, for guidance.
 """
 
 import functools
@@ -14,22 +14,24 @@ from rfjax import losses, teacher
 from rfjax import state as train
 from rfjax.stages import latent
 
-DROPPED = 0.1  # share of clips that learn without their caption
+DROPPED = 0.1  # share of clips that learn with the negative prompt in place of their caption
 CONTINUED = 0.5  # share of clips whose first blocks are clean
 
 
 def data(config):
     """Batches {"latents" [B, F, h, w, C], "context" [B, text_len, text_dim]}: the first config.frames of every record."""
-    return latent.records(config).map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
+    latent.negative(config)  # read for its mistakes
+    batches = latent.records(config, "latents", frames=config.frames)
+    return batches.map(lambda batch: batch | {"latents": batch["latents"][:, : config.frames]})
 
 
 def update(config):
-    """f(state, {}, batch, step) → (state, metrics)."""
+    """f(state, {"negative": …}, batch, step) → (state, metrics)."""
     parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step_once(state, frozen, batch, step):
-        del frozen
+        negative = frozen["negative"]["context"][None]
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def objective(params, batch, index):
@@ -37,7 +39,7 @@ def update(config):
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
             t, weight = levels(parts.rollout, keys[0], *x0.shape[:2])
             keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
-            context, noise = jnp.where(keep, context, 0.0), jax.random.normal(keys[2], x0.shape)
+            context, noise = jnp.where(keep, context, negative), jax.random.normal(keys[2], x0.shape)
             params = latent.working(parts.dit.config, params)
             loss = losses.diffusion_loss(parts.dit, params, x0, context, t, noise, weight)
             return loss, {"loss": loss}
@@ -60,7 +62,7 @@ def levels(rollout, key, batch, frames):
 
 def generate(config):
     """f(state, context, key) → latents [B, F, h, w, C] by the guided sampler."""
-    parts = latent.parts(config)
+    parts, negative = latent.parts(config), latent.negative(config)
 
     @jax.jit
     def run(params, context, key):
@@ -70,7 +72,7 @@ def generate(config):
             params,
             noise,
             context,
-            jnp.zeros_like(context),
+            jnp.broadcast_to(negative, context.shape),
             config.guidance,
             config.solver_steps,
             config.rollout.shift,

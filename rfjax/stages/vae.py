@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax import data as pipelines
+from rfjax import distributed
 from rfjax import state as train
 from rfjax.config import build
 from rfjax.shapes import World
@@ -111,7 +112,7 @@ def latent_statistics(config):
 
     def measure(params):
         latents = [encode(params, batches[i]["video"]) for i in range(-(-CLIPS // config.batch_size))]
-        channels = np.concatenate([np.asarray(part).reshape(-1, part.shape[-1]) for part in latents])
+        channels = np.concatenate([distributed.whole(part).reshape(-1, part.shape[-1]) for part in latents])
         return channels.mean(0), channels.std(0)
 
     return measure
