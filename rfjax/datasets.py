@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
 from rfjax.errors import UserError
-from rfjax.stages import latent, sources
+from rfjax.stages import latent, sources, student
 from rfjax.umt5 import UMT5Config
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
@@ -80,7 +80,7 @@ def _solver(settings):
     """f(context [B, text_len, text_dim], key) → trajectories [B, S + 1, F, h, w, C]."""
     parts = latent.parts(settings)
     mesh = local_mesh(settings.record_batch)
-    source = {"teacher": latent.transformer(parts.dit.config, settings.teacher, frozen=True)}
+    source = {"teacher": student.transformer(parts.dit.config, settings.teacher, frozen=True)}
     params = sources.load(source, jax.random.key(0), mesh)["teacher"]
     places = teacher.few_step_indices(parts.rollout.steps, settings.solver_steps)
     places = np.append(places, settings.solver_steps)

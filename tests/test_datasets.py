@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from rfjax import checkpoint, config, data, datasets, dit, flow, prompts, sampler, teacher, umt5
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
-from rfjax.stages import STAGES, latent, sources
+from rfjax.stages import STAGES, latent, sources, student
 from rfjax.stages import teacher as teacher_stage
+from rfjax.state import TrainState
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
@@ -338,19 +339,19 @@ def test_outside_the_small_world_nothing_is_judged_and_clips_are_shown_where_the
     weights, prompt_folder, monkeypatch
 ):
     settings = settings_of(weights, prompt_folder / "made", vae_weights="")
-    assert STAGES["ode"].evaluate(settings)(None) == {}
-    clips, captions = STAGES["ode"].sample(settings)(None, None)
+    assert STAGES["ode"].evaluate(settings)(None, {}) == {}
+    clips, captions = STAGES["ode"].sample(settings)(None, {}, None)
     assert len(clips) == len(captions) == 0
     monkeypatch.setattr(latent, "SHOWN", 2)
     latents = np.random.default_rng(0).normal(size=(2, 4, 4, 6, 4)).astype(np.float32)
     asked = []
 
-    def generate(state, context, key):
+    def generate(params, context, key):
         asked.append(context)
         return latents
 
     settings.vae_weights = f"{weights}/vae.safetensors"
-    clips, captions = latent.shown(settings, generate)(None, None)
+    clips, captions = latent.shown(settings, generate)(TrainState(0, {}, {}, {}, 0), {}, None)
     np.testing.assert_array_equal(asked[0], encoded(weights, captions))
     vae, params = VAE(config.build(VAEConfig, settings, "vae")), latent._vae(settings)[1]
     whole = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))
@@ -367,7 +368,7 @@ def test_dropped_captions_are_the_negative_prompt(weights, prompt_folder, monkey
     def loss(captions, negative):
         params = {"dit": latent.load(settings.init_from, latent.parts(settings).dit.config)}
         batch = {"latents": latents, "context": encoded(weights, captions)}
-        state = latent.init(settings, params)
+        state = student.init(settings, params)
         return float(update(state, {"negative": {"context": negative}}, batch, 0)[1]["loss"])
 
     negative = latent.negative(settings)

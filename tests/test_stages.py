@@ -14,7 +14,7 @@ import pytest
 from flax import serialization
 
 import train
-from rfjax import checkpoint, config, data, dit, flow, losses, sharding, teacher
+from rfjax import checkpoint, config, data, dit, flow, lora, losses, sharding, teacher, tree
 from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
@@ -174,19 +174,21 @@ def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(
 
 def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkeypatch):
     stage, network = STAGES[run.settings.stage], getattr(run.state, "generator", run.state)
-    jax.tree.map(np.testing.assert_array_equal, stage.export(run.settings)(run.state), {"dit": network.ema})
+    jax.tree.map(
+        np.testing.assert_array_equal, stage.export(run.settings)(run.state, {}), {"dit": network.ema}
+    )
     decode = latent.decoder(run.settings)
     monkeypatch.setattr(latent, "decoder", lambda settings: decode)  # compiled once
     if run.settings.stage in ("teacher_forcing", "distill"):  # they roll out as the ODE stage does
         monkeypatch.setattr(distill.ode, "generate", lambda settings: shown_by(network))
-    clips, captions = stage.sample(run.settings)(run.state, jax.random.key(0))
+    clips, captions = stage.sample(run.settings)(run.state, {}, jax.random.key(0))
     frames = 1 + 2 * (run.settings.frames - 1)
     assert clips.shape == (len(captions), frames, 16, 16, 3) and np.isfinite(clips).all()
     assert clips.std(0).max() > 0
     verdicts = iter([{"shape": True}, {"shape": False, "colour": True}, {"shape": True}, {"shape": True}])
     monkeypatch.setattr(latent.detect, "SIDE", 16)
     monkeypatch.setattr(latent.score, "score", lambda video, caption: {"first": next(verdicts)})
-    assert stage.evaluate(run.settings)(run.state) == {"right_shape": 0.75, "right_colour": 1.0}
+    assert stage.evaluate(run.settings)(run.state, {}) == {"right_shape": 0.75, "right_colour": 1.0}
 
 
 @pytest.mark.parametrize("run", ["teacher_forcing"], indirect=True)
@@ -220,8 +222,8 @@ def test_every_block_draws_its_own_level_of_the_shifted_table():
 def shown_by(network):
     """A stage's `generate` that is to be asked for the clips of this one."""
 
-    def generate(state, context, key):
-        assert state is network
+    def generate(params, context, key):
+        assert params is network.ema
         return jax.random.normal(key, (context.shape[0], 6, 8, 8, 4))
 
     return generate
@@ -259,6 +261,39 @@ def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloa
         np.isfinite(list(told.values())).all()
         and np.abs(kernel - state.generator.params["head"]["kernel"]).max() > 0
     )
+
+
+def test_adapters_of_fixed_parameters_learn_and_are_exported_merged(folder):
+    settings = settings_of("ode", folder, vae_weights="")
+    settings.lora = {"rank": 2, "alpha": 1.0}
+    stage, mesh, key = STAGES["ode"], sharding.make_mesh(sharding.MeshConfig()), jax.random.key(0)
+    fixed, params = (sources.load(which(settings), key, mesh) for which in (stage.frozen, stage.networks))
+    state = stage.init(settings, params)
+    base = jax.device_get(fixed["base"])
+    batch = sharding.put_batch(next(data.iterate(stage.data(settings))), mesh)
+    update, told = stage.update(settings), []
+    for _ in range(3):
+        state, metrics = update(state, fixed, batch, 0)
+        told.append(float(metrics["loss"]))
+    plain = settings_of("ode", folder)
+    alone = stage.init(plain, sources.load(stage.networks(plain), key, mesh))
+    assert float(stage.update(plain)(alone, {}, batch, 0)[1]["loss"]) == pytest.approx(told[0], rel=1e-6)
+    assert told[2] < told[0]
+    written = stage.export(settings)(state, fixed)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), written["dit"], base)
+    moved = {path for path, differs in tree.flatten(changed).items() if differs}
+    assert moved == {f"blocks/{kind}_{part}/kernel" for kind in ("self", "cross") for part in "qo"} | {
+        f"blocks/self_{part}/kernel" for part in "kv"
+    }
+    again = lora.merge(base, written["lora"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), again, written["dit"])
+
+
+def test_adapters_of_nothing_are_refused(folder):
+    settings = settings_of("ode", folder)
+    settings.update({"init_from": "", "lora": {"rank": 2}})
+    with pytest.raises(UserError, match="give config.init_from"):
+        STAGES["ode"].networks(settings)
 
 
 def describe(tree):
