@@ -2,9 +2,8 @@
 
 Parameters, cache and the decoder's past are counted exactly, from abstract shapes. What a step needs besides is a sum of the arrays
 alive at its peak, calibrated against XLA's own count (`memory_analysis` of the compiled steps on CPU, jax 0.10) from the tests'
-sizes to Wan 1.3B at 832x480: never below it and, from 2 MiB on, at most 1.6 times it (twice where attention scores of several
-clips are nearly all there is). Elsewhere XLA differs: a step of Wan 1.3B in bfloat16 takes 23.4 GiB on CPU, where operands are
-widened to float32, and 31.5 GiB compiled for a TPU v5p, where the sum says 31.4. No GPU was tried.
+sizes to Wan 1.3B at 832x480: never below it and at most 1.6 times it. On CPU bfloat16 operands are widened to float32 and scores
+are made in the open, so a TPU needs less: `--topology` compiles for one. No GPU was tried.
 """
 
 import bisect
@@ -125,9 +124,7 @@ def _window(p: _Plan) -> int:
     widened = _bytes(params, WIDE) + kv(c.text_len) if _width(c) < WIDE else 0
     frame = 4 * prod(p.latent) * c.in_dim + 12 * c.dim  # noise and modulation
     scene = (2 * (past + window) * c.head_dim + p.clips * blocks * roll.block_frames * frame) * WIDE
-    # The past, and its keys or values once more while they change their layout. Self Forcing has a past for the steps in a
-    # loop and one for the clean call; in float32 also one for the last step, and one as it was gathered.
-    read = 3 * kv(past) // 2 + (0 if rolling else kv(past) * (6 if _width(c) == WIDE else 1) // 2)
+    read = kv(past) // 2  # of the past, layer by layer, what XLA widens or lays out anew ahead of the layers
     changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))  # the cache, by a branch
     clean = changed + layer(block, past + block)
     denoise = kv(past + block - window) * rolling + layer(window, past + window)
