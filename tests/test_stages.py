@@ -122,7 +122,8 @@ def trained(settings, workdir, save_at):
         told.append({name: float(value) for name, value in metrics.items()})
         assert np.isfinite(list(told[-1].values())).all()
         if step + 1 == save_at:
-            kept.save(save_at, state, batches.get_state())
+            with kept:
+                kept.save(save_at, state, batches.get_state())
     return jax.device_get(state), batches.get_state(), before, told
 
 
