@@ -92,14 +92,14 @@ class Pair:
         ]
 
     def wait_until(self, ready):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready():
             assert all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
             time.sleep(0.05)
 
     def end(self):
         """Exit codes and what was told, by process."""
-        told = [process.communicate(timeout=60)[0] for process in self.processes]
+        told = [process.communicate(timeout=300)[0] for process in self.processes]
         return [process.returncode for process in self.processes], told
 
 
