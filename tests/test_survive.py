@@ -92,14 +92,14 @@ class Pair:
         ]
 
     def wait_until(self, ready):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready():
             assert all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
             time.sleep(0.05)
 
     def end(self):
         """Exit codes and what was told, by process."""
-        told = [process.communicate(timeout=60)[0] for process in self.processes]
+        told = [process.communicate(timeout=300)[0] for process in self.processes]
         return [process.returncode for process in self.processes], told
 
 
@@ -149,10 +149,14 @@ def test_stopped_killed_and_damaged_run_of_two_processes_ends_as_the_uninterrupt
     assert (tmp_path / "line.safetensors").read_bytes() == (pair / "line.safetensors").read_bytes()
 
 
-def test_run_goes_on_bit_for_bit_on_another_mesh(alone, tmp_path):
-    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "line.safetensors").unlink()
+@pytest.mark.parametrize("begins", ["from its checkpoint", "from a file"])
+def test_eight_devices_hold_the_parameters_of_one(begins, alone, tmp_path):
     flags = ["--config", "tests/line.py", "--workdir", str(tmp_path), "--config.mesh.fsdp=4"]
+    if begins == "from a file":
+        flags += [f"--config.init_from={alone}/line.safetensors", "--config.steps=0"]
+    else:
+        shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "line.safetensors").unlink()
     devices = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
