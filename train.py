@@ -44,7 +44,7 @@ def train(config, workdir: Path) -> None:
         state, start = begin(config, stage, mesh, kept, batches)
         fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
         update, stop = stage.update(config), distributed.stop_signal()
-        report = make_report(config, stage, workdir, kept)
+        report = make_report(config, stage, fixed, workdir, kept)
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
         if start >= config.steps:  # done before, perhaps stopped before the parameters were written
             report(log, state, start)
@@ -56,8 +56,15 @@ def train(config, workdir: Path) -> None:
             done, stopping = step + 1, stop(step + 1)  # asked once: a signal may come at any line
             saves = done % config.save_every == 0 or done == config.steps or stopping
             if done % config.log_every == 0 or saves:
-                tell_metrics(log, bar, done, recent, state)
-                refuse_skips(config, state, done, workdir)
+                row, skipped = skips(state)
+                means = metrics.means(recent) | {"skipped": skipped}
+                log.scalars(done, means | {"steps_per_second": bar.format_dict["rate"] or 0.0})
+                bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+                if row >= config.get("max_skipped", 10):
+                    raise UserError(
+                        f"The gradient was not finite in the last {row} updates until step {done}: lower the learning "
+                        f"rate and start again; the last good checkpoint is kept in {workdir}/checkpoints."
+                    )
                 recent = []
             if saves:
                 kept.save(done, state, batches.get_state())
@@ -87,36 +94,21 @@ def begin(config, stage, mesh, kept, batches):
     return found.state, found.step
 
 
-def tell_metrics(log, bar, step, recent, state) -> None:
-    """Writes the mean metrics of the last steps, and how many updates were skipped since the start."""
-    means = metrics.means(recent) | {"skipped": skips(state)[1]}
-    log.scalars(step, means | {"steps_per_second": bar.format_dict["rate"] or 0.0})
-    bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-
-
-def refuse_skips(config, state, step, workdir) -> None:
-    """UserError when the last config.max_skipped updates were all skipped."""
-    row, most = skips(state)[0], config.get("max_skipped", 10)
-    if row >= most:
-        raise UserError(
-            f"The gradient was not finite in the last {row} updates before step {step}: lower the learning rate and "
-            f"start again; the last good checkpoint is kept in {workdir}/checkpoints."
-        )
-
-
-def make_report(config, stage, workdir, kept):
+def make_report(config, stage, fixed, workdir, kept):
     """f(log, state, step): writes the parameters and sample clips, measures, and prints what is where."""
     export, sample, evaluate = stage.export(config), stage.sample(config), stage.evaluate(config)
 
     def report(log, state, step):
-        for name, params in export(state).items():
+        for name, params in export(state, fixed).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
         log.clips(
-            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.video.fps
+            step,
+            *sample(state, fixed, jax.random.fold_in(jax.random.key(config.seed), step)),
+            config.video.fps,
         )
-        values = evaluate(state)
+        values = evaluate(state, fixed)
         log.scalars(step, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
         kept.judge(step, values)
 

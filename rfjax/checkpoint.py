@@ -5,6 +5,8 @@ one of another stage or size is told from a damaged one. It is written while tra
 its own parts; whatever there is gets its name only when complete.
 """
 
+import contextlib
+import errno
 import functools
 import json
 import os
@@ -35,6 +37,12 @@ class Restored(NamedTuple):
     data: Any  # the data iterator's get_state()
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not asked here: jax wants steps in order, and orbax asks from a thread, for steps gone by (distributed.stop_signal)."""
+        return False
+
+
 class Checkpoints:
     """The newest `keep` training checkpoints of one run, under `folder`, each named by the steps done, and the best one.
 
@@ -46,9 +54,10 @@ class Checkpoints:
         self._best = self.folder.parent / "best.json"
         newest = checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, self])
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, self]),
+            cleanup_tmp_directories=True,  # what a killed process left half written
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def __enter__(self):
         return self
@@ -56,7 +65,8 @@ class Checkpoints:
     def __exit__(self, kind, error, where) -> None:
         lost = kind is not None and not issubclass(kind, UserError) and jax.process_count() > 1
         if not lost:  # else the others, with whom a checkpoint is completed, may be no more
-            self._manager.close()
+            with _disk(self.folder):
+                self._manager.close()
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """orbax's question: which checkpoints stay. The best does."""
@@ -85,15 +95,16 @@ class Checkpoints:
 
         Comes back as soon as the state may change: files are written meanwhile, once the save before is done.
         """
-        self._manager.wait_until_finished()
-        if step in self._manager.all_steps():  # a damaged one that the run has come to again
-            self._manager.delete(step)
         items = {
             "state": ocp.args.StandardSave(state),
             "data": ocp.args.JsonSave({"position": data}),
             "about": ocp.args.JsonSave({"stage": self.stage, "leaves": describe(state)}),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with _disk(self.folder):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():  # a damaged one that the run has come to again
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, like) -> Restored | None:
         """The newest readable checkpoint, in the shapes, dtypes and shardings of `like`; None without one.
@@ -125,6 +136,17 @@ class Checkpoints:
                 f"{there.get(name, 'missing')}, by this config {here.get(name, 'missing')}; "
                 "use another --workdir."
             )
+
+
+@contextlib.contextmanager
+def _disk(folder: Path):
+    """Around what writes checkpoints: a full disk is an OSError, as it is elsewhere, whatever orbax makes of it."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def _newest(folder: Path, steps, read):

@@ -78,7 +78,7 @@ class Sampler:
         params = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
         state, ready = None, None
         for block in blocks:
-            frames, state = _decode(self.decoder, params, block, state)
+            frames, state = decode_block(self.decoder, params, block, state)
             if ready is not None:
                 yield np.asarray(ready)
             ready = frames
@@ -101,7 +101,8 @@ class Sampler:
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
-def _decode(decoder, params, latents, state):
+def decode_block(decoder, params, latents, state):
+    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated."""
     video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
     return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import train
 from rfjax import errors, state
 from rfjax.config import build, parse_flags
-from rfjax.stages import STAGES, Stage
+from rfjax.stages import STAGES, Stage, sources
 
 INPUTS, OUTPUTS = 8, 3
 
@@ -33,17 +33,24 @@ def get_config(variant: str = "") -> ConfigDict:
             "keep": 3,
             "best": "",
             "max_skipped": 3,
+            "init_from": "",
             "broken": (0, 0),  # steps from, to whose batches are infinite
             "mesh": {"data": -1, "fsdp": 2 if variant else 1, "context": 1},
-            "world": {"fps": 16},
+            "video": {"fps": 16},
             "optimizer": {"learning_rate": 0.1, "warmup": 3},
         }
     )
 
 
-def init(config, key):
-    params = {"layer": {"kernel": jax.random.normal(key, (INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}}
-    return state.create(params, _optimizer(config)[0])
+def networks(config):
+    def random(key):
+        return {"layer": {"kernel": jax.random.normal(key, (INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}}
+
+    return {"line": sources.Source(random, config.init_from)}
+
+
+def init(config, params):
+    return state.create(params["line"], _optimizer(config)[0])
 
 
 def data(config):
@@ -64,14 +71,14 @@ def update(config):
         x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
         x = jnp.where((first <= step) & (step < end), jnp.inf, x)
 
-        def loss(params):
-            return jnp.square(
-                x @ params["layer"]["kernel"] + params["layer"]["bias"][None] - batch["y"]
-            ).mean()
+        def loss(params, batch, index):
+            out = batch["x"] @ params["layer"]["kernel"] + params["layer"]["bias"][None]
+            error = jnp.square(out - batch["y"]).mean()
+            return error, {"loss": error}
 
-        return state.descend(now, loss, optimizer, options)
+        return state.descend(now, loss, batch | {"x": x}, optimizer, options)
 
-    def slow(now, batch, step):
+    def slow(now, fixed, batch, step):
         time.sleep(float(os.environ.get("PAUSE", 0)))
         return step_once(now, batch, step)
 
@@ -79,18 +86,18 @@ def update(config):
 
 
 def export(config):
-    return lambda now: {"line": now.ema}
+    return lambda now, fixed: {"line": now.ema}
 
 
 def sample(config):
     """A still clip of the kernel."""
     show = jax.jit(lambda kernel: jnp.tile(kernel[None, None, :, :2, None], (1, 4, 2, 8, 3)))
-    return lambda now, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
+    return lambda now, fixed, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
 
 
 def evaluate(config):
     """Bigger in the middle of the run than at its ends."""
-    return lambda now: {"middle": -abs(float(now.step) - config.steps / 2)}
+    return lambda now, fixed: {"middle": -abs(float(now.step) - config.steps / 2)}
 
 
 def _optimizer(config):
@@ -98,7 +105,7 @@ def _optimizer(config):
     return state.make_optimizer(options, config.steps), options
 
 
-STAGES["line"] = Stage(init, data, update, export, sample, evaluate)
+STAGES["line"] = Stage(networks, lambda config: {}, init, data, update, export, sample, evaluate)
 
 if __name__ == "__main__":
     errors.exit_cleanly(train.app.run)(train.main, flags_parser=parse_flags)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from rfjax import checkpoint, config, sharding
 from rfjax.collectives import collectives
-from rfjax.stages import STAGES, latent, sources
+from rfjax.stages import STAGES, latent, sources, student
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
     """Random weights of both networks, as files."""
     folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
     settings = settings_of("teacher", folder)
-    networks = latent.networks(settings) | {"vae": latent.codec(settings)}
+    networks = student.networks(settings) | {"vae": latent.codec(settings)}
     for name, shapes in sources.shapes(networks).items():
         params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
         if name == "vae":

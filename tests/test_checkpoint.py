@@ -1,11 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, sharding, state
+from rfjax import checkpoint, state
 from rfjax.errors import UserError
 
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 OPTIONS = {
     "adamw": state.OptimizerConfig(0.1, weight_decay=0.5, warmup=2, final=0.1, ema_decay=0.9),
     "muon": state.OptimizerConfig(0.1, name="muon", weight_decay=0.5, clip=1e6),
@@ -36,21 +39,40 @@ def equal(a, b):
 
 
 def test_training_checkpoint_returns_every_bit_and_keeps_the_newest(tmp_path):
-    kept = checkpoint.Checkpoints(tmp_path, 2, "vae")
-    assert kept.restore(fresh()) is None
-    for step in (1, 2, 3):
-        kept.save(step, fresh().replace(step=jnp.int32(step)), {"next_index": step})
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        assert kept.restore(fresh()) is None
+        for step in (1, 2, 3):
+            kept.save(step, fresh().replace(step=jnp.int32(step)), {"next_index": step})
     found = checkpoint.Checkpoints(tmp_path, 2, "vae").restore(jax.eval_shape(fresh))
     assert (found.step, found.data) == (3, {"next_index": 3})
     equal(found.state, fresh().replace(step=jnp.int32(3)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
 
+def test_state_may_be_donated_as_soon_as_save_comes_back(tmp_path):
+    fill = jax.jit(lambda: {"x": jnp.arange(2.0**22)})
+    big, there = fill(), jax.eval_shape(fill)["x"].update(sharding=HERE)
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        kept.save(1, big, None)
+        jax.block_until_ready(jax.jit(lambda old: {"x": old["x"] * 0}, donate_argnums=0)(big))
+        found = kept.restore({"x": there})
+    np.testing.assert_array_equal(found.state["x"], np.arange(2.0**22, dtype=np.float32))
+
+
+def test_checkpoint_from_before_updates_were_counted_is_read(tmp_path):
+    fields = [field.name for field in dataclasses.fields(state.TrainState) if field.name != "skipped"]
+    old = dataclasses.make_dataclass("Old", fields, frozen=True)
+    jax.tree_util.register_dataclass(old, fields, [])
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        kept.save(1, old(*(getattr(fresh(), name) for name in fields)), None)
+        equal(kept.restore(fresh()).state, fresh())
+
+
 @pytest.mark.parametrize("part", ["state", "data", "about"])
 def test_damaged_newest_checkpoint_falls_back(tmp_path, part, capsys):
-    kept = checkpoint.Checkpoints(tmp_path, 2, "vae")
-    for step in (1, 2):
-        kept.save(step, fresh(), {"next_index": step})
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        for step in (1, 2):
+            kept.save(step, fresh(), {"next_index": step})
     for file in (tmp_path / "2" / part).rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -62,7 +84,8 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path, part, capsys):
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
-    checkpoint.Checkpoints(tmp_path, 2, "vae").save(1, fresh(), None)
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        kept.save(1, fresh(), None)
     with pytest.raises(UserError, match="stage 'vae', not 'teacher'"):
         checkpoint.Checkpoints(tmp_path, 2, "teacher").restore(fresh())
     with pytest.raises(UserError, match=r"other sizes.*float32\[3, 3, 3, 2, 3\].*float32\[3, 3, 3, 2, 5\]"):
@@ -130,16 +153,3 @@ def test_muon_steps_each_stacked_layer_and_each_flattened_convolution_as_a_matri
 def test_unknown_optimiser_says_which_there_are():
     with pytest.raises(UserError, match="adamw or muon"):
         state.OptimizerConfig(0.1, name="sgd")
-
-
-def test_mesh_that_does_not_fit_says_so():
-    with pytest.raises(UserError, match="needs 3 devices"):
-        sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=3))
-
-
-def test_placement_splits_kernels_by_the_axes_that_divide_them():
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.AXES)
-    whole = jax.sharding.PartitionSpec
-    assert sharding.spec("ema/layers/q/kernel", (30, 8, 6), mesh) == whole(None, "fsdp", None)
-    assert sharding.spec("params/head/kernel", (6, 8), mesh) == whole(None, None)
-    assert sharding.spec("params/head/bias", (8,), mesh) == whole(None)

@@ -11,6 +11,7 @@ their encoder is chosen where they are used.
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rfjax.errors import UserError
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
+WAIT = 5  # seconds between two looks at what other processes have made
 ABOUT = "about.json"  # beside the shards: what they are made of
 
 
@@ -100,6 +102,12 @@ def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):
             write_shard(path, make(index))
 
 
+def wait_for(folder, shards):
+    """Waits until all shards are in a folder: where several processes make them, none may leave before the others."""
+    while not all((Path(folder) / f"{index:05d}{SUFFIX}").exists() for index in range(shards)):
+        time.sleep(WAIT)
+
+
 def write_shard(path, examples):
     """Writes records to one file, which appears under its name only when complete."""
     path = Path(path)
@@ -142,17 +150,10 @@ def share(make, config, mine, parts):
 
     Args:
         make: config → grain.MapDataset of dicts of numeric arrays [config.batch_size · n, …].
-        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`).
-
-    Raises:
-        UserError: config.batch_size is not a multiple of `parts`.
+        mine: which of the `parts` equal parts of every batch, in order (`sharding.batch_parts`); they divide the batch.
     """
     if len(mine) == parts:
         return make(config)
-    if config.batch_size % parts:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}: set a multiple of {parts}, the mesh's data · fsdp."
-        )
     config = config.copy_and_resolve_references()
     config.batch_size //= parts
     dataset = make(config)  # element b · parts + i is part i of batch b

@@ -17,7 +17,7 @@ class Source(NamedTuple):
     """Parameters of one network."""
 
     init: Callable[[Array], Any]  # key → random parameters, which also say shapes and dtypes
-    path: str = ""  # .safetensors file; "" leaves them random
+    path: str = ""  # .safetensors file or folder of a run; "" leaves them random
 
 
 def shapes(sources: Mapping[str, Source]) -> dict[str, Any]:
@@ -32,6 +32,9 @@ def load(sources: Mapping[str, Source], key: Array, mesh: Mesh) -> dict[str, Any
         places = sharding.place(like, mesh)
         if not source.path:
             return jax.jit(source.init, out_shardings=places)(key)
-        return jax.device_put(checkpoint.load_params(source.path, like), places)
+        placed = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, places
+        )
+        return checkpoint.load_params(source.path, placed)
 
     return {name: one(sources[name], like) for name, like in shapes(sources).items()}

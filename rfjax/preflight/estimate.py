@@ -1,6 +1,4 @@
-"""Does it fit? The memory that sampling needs, counted before anything is loaded.
-
-    python -m rfjax.preflight --config configs/wan_1_3b.py --clips 2 --memory 80
+"""The memory that sampling needs on any device, counted without compiling anything.
 
 Parameters, cache and the decoder's past are counted exactly, from abstract shapes. What a step needs besides is a sum of the arrays
 alive at its peak, calibrated against XLA's own count (`memory_analysis` of the compiled steps on CPU, jax 0.10) from the tests'
@@ -9,7 +7,6 @@ clips are nearly all there is). Elsewhere XLA differs: a step of Wan 1.3B in bfl
 widened to float32, and 31.5 GiB compiled for a TPU v5p, where the sum says 31.4. No GPU was tried.
 """
 
-import argparse
 import bisect
 import functools
 import os
@@ -24,11 +21,10 @@ from ml_collections import ConfigDict
 
 from rfjax import config, dit, rollout, sampler
 from rfjax.attention import MOST_SCORES
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import UserError
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.vae import VAE, VAEConfig
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes.py"
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 GIB = 2**30
 WIDE = 4  # bytes of a number in products and softmax, whatever the parameters are kept in
@@ -203,11 +199,11 @@ def _advice(p: _Plan, available: int) -> str:
             p, together = changed, [*together, words]
         if p.need.total <= available:
             return f"this would fit: {', or '.join(dict.fromkeys([*options, ' with '.join(together)]))}"
-    weights, least = _gib(p.need.parameters), _gib(p.need.total)
+    weights, least = gib(p.need.parameters), gib(p.need.total)
     return f"nothing fits: the network alone needs {weights}, with the smallest clip {least}"
 
 
-def _gib(size: int) -> str:
+def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / GIB:.2g} GiB"
 
 
@@ -220,31 +216,6 @@ def check(settings: ConfigDict, clips: int, available: int | None, method: str =
     plan = _plan(settings, clips, method)
     if available is None or plan.need.total <= available:
         return plan.need
-    parts = ", ".join(f"{name} {_gib(size)}" for name, size in plan.need._asdict().items())
-    said = f"{', '.join(plan.words)}: this needs {_gib(plan.need.total)} ({parts})"
-    raise UserError(f"{said}, but the device has {_gib(available)}; {_advice(plan, available)}.")
-
-
-@exit_cleanly
-def main(argv: list[str] | None = None) -> None:
-    describe = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = (parser := argparse.ArgumentParser(**describe, allow_abbrev=False)).add_argument
-    add("--config", default=str(CONFIG), help="Python file with get_config()")
-    add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
-    add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
-    add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
-    args = parser.parse_args(argv)
-    if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
-        raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
-    settings = config.load(args.config)
-    available = capacity() if args.memory is None else int(args.memory * GIB)
-    parts = need(settings, args.clips, args.method)
-    for name, size in (parts._asdict() | {"total": parts.total, "device": available}).items():
-        print(f"{name:10}{'unknown' if size is None else _gib(size):>12}")
-    check(settings, args.clips, available, args.method)
-    verdict = "Give --memory to see whether it fits" if available is None else "It fits"
-    print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
-
-
-if __name__ == "__main__":
-    main()
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.need._asdict().items())
+    said = f"{', '.join(plan.words)}: this needs {gib(plan.need.total)} ({parts})"
+    raise UserError(f"{said}, but the device has {gib(available)}; {_advice(plan, available)}.")

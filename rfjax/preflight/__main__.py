@@ -1,0 +1,111 @@
+"""Does it fit? What a config needs of a device's memory, told before anything is loaded.
+
+    python -m rfjax.preflight --config configs/wan_1_3b.py --clips 2 --memory 80
+    python -m rfjax.preflight --config configs/wan_distill_14b.py --topology v6e:4x4 --config.mesh.fsdp=16
+
+The first sums up sampling on one device. The second compiles the config's real steps for chips that need not be here, and tells
+what each takes of a chip. A field of the config is changed by `--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
+"""
+
+import argparse
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from rfjax import config, rollout, sharding
+from rfjax.errors import UserError, exit_cleanly
+from rfjax.preflight import compiled, estimate, programs, report, topology
+from rfjax.preflight.chips import CHIPS
+from rfjax.preflight.estimate import GIB, gib
+
+CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
+    """The flags, and the config with its fields changed."""
+    describe = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(**describe, allow_abbrev=False)
+    add = parser.add_argument
+    add("--config", default=str(CONFIG), help="Python file with get_config()")
+    add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
+    add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
+    add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
+    add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
+    add("--json", metavar="FILE", help="write the figures of --topology there")
+    args, rest = parser.parse_known_args(argv)
+    if unknown := [word for word in rest if not word.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
+        raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
+    if args.json and not args.topology:
+        raise UserError("--json writes the figures of --topology; give that too.")
+    settings = config.load(args.config)
+    for word in rest:
+        _change(settings, word)
+    return args, settings
+
+
+def _change(settings: ConfigDict, word: str) -> None:
+    """Sets a field by `--config.mesh.fsdp=8`."""
+    name, given, value = word.removeprefix("--config.").partition("=")
+    *sections, field = name.split(".")
+    try:
+        for section in sections:
+            settings = settings[section]
+        old = settings[field]
+        settings[field] = value if isinstance(old, str) else ast.literal_eval(value)
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"{word} changes nothing: give a field of the config and its value.") from error
+
+
+def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:
+    """The estimate of sampling; UserError where it does not fit."""
+    available = estimate.capacity() if args.memory is None else int(args.memory * GIB)
+    parts = estimate.need(settings, args.clips, args.method)
+    for name, size in (parts._asdict() | {"total": parts.total, "device": available}).items():
+        print(f"{name:10}{'unknown' if size is None else gib(size):>12}")
+    estimate.check(settings, args.clips, available, args.method)
+    verdict = "Give --memory to see whether it fits" if available is None else "It fits"
+    print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
+
+
+def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
+    """Compiles, prints and writes the figures; whether it fits."""
+    devices, chip = topology.devices(args.topology), CHIPS.get(args.topology.partition(":")[0])
+    memory = int(args.memory * GIB) if args.memory else None
+    memory = memory or (chip.memory if chip else estimate.capacity() // len(devices))
+    if "stage" in settings:
+        mesh = sharding.make_mesh(config.build(sharding.MeshConfig, settings, "mesh"), devices)
+        named = programs.training(settings, mesh)
+    else:  # a stream runs on one chip
+        mesh = sharding.make_mesh(sharding.MeshConfig(), devices[:1])
+        named = programs.sampling(settings, mesh, args.clips, args.method)
+    print(f"{args.topology}: mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}")
+    figures = compiled.measure(named, mesh)
+    fits = report.show(figures, memory, chip, settings)
+    if args.json:
+        told = {"topology": args.topology, "mesh": dict(mesh.shape), "memory": memory, "fits": fits}
+        partial = Path(args.json + ".partial")
+        partial.write_text(json.dumps(told | {"programs": figures}, indent=1))
+        os.replace(partial, args.json)
+    return fits
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> None:
+    args, settings = parse(argv)
+    if args.topology is None:
+        sum_up(args, settings)
+    else:
+        jax.config.update("jax_platforms", "cpu")  # what is here is not asked
+        if not compile_for(args, settings):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

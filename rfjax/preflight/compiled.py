@@ -1,0 +1,84 @@
+"""Compiles programs for the devices of a mesh, which need not be here, and tells what each takes of a chip."""
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rfjax.collectives import collectives
+from rfjax.preflight import programs
+from rfjax.preflight.flops import flops
+from rfjax.preflight.programs import Program
+
+LARGEST = 6  # buffers that are named
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.-]+ = (\w+)\[([\d,]+)\](\{[^}]*\})? ([\w-]+)\(")
+NO_BUFFER = {"parameter", "bitcast", "get-tuple-element", "constant", "after-all"}
+
+
+def measure(named: dict[str, Program], mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """{program: figures of one device}, in bytes, seconds and operations.
+
+    "arguments", "outputs" (but for those that take an argument's place), "temporaries", "elsewhere": what else lies on the
+    device because another program needs it; "total"; "flops"; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)];
+    "compile". Where the compiler refuses for want of memory, "refused" says so, and only the first four, as far as known.
+    """
+    lying = programs.resident(named)
+    with jax.set_mesh(mesh):
+        return {name: _measure(program, lying, mesh) for name, program in named.items()}
+
+
+def _measure(program: Program, lying: dict[int, int], mesh: Mesh) -> dict[str, Any]:
+    mine = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+    arguments = sum(size for key, size in lying.items() if key in mine)
+    elsewhere = sum(lying.values()) - arguments
+    traced, started = program.function.trace(*program.args), time.monotonic()
+    figures = {"arguments": arguments, "outputs": 0, "temporaries": 0, "elsewhere": elsewhere}
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in said:
+            raise
+        figures |= {"temporaries": _wanted(said), "refused": said.split(": ", 1)[-1], "buffers": []}
+    else:
+        memory = compiled.memory_analysis()
+        figures |= {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+            "collectives": collectives(compiled),
+            "buffers": buffers(compiled.as_text()),
+        }
+    parts = ("arguments", "outputs", "temporaries", "elsewhere")
+    return figures | {
+        "total": sum(figures[part] for part in parts),
+        "flops": flops(traced.jaxpr) / mesh.size,
+        "compile": time.monotonic() - started,
+    }
+
+
+def _wanted(said: str) -> int:
+    """Bytes that the compiler wanted, of its message: `… temporaries (22.43G) exceeds …`, `Used 40.2G of 31.25G hbm`."""
+    found = re.search(r"(?:\(|Used )([\d.]+)([KMG])", said)
+    return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+def buffers(text: str) -> list[tuple[int, str, str]]:
+    """The largest arrays that a compiled program's text makes outside fusions: (bytes, type, the source's name for it)."""
+    found, fused = {}, False
+    for line in text.splitlines():
+        if line.endswith("{") and " = " not in line:
+            fused = "fused_computation" in line or "region" in line.split("(")[0]
+        match = None if fused else INSTRUCTION.match(line)
+        if match is None or match[4] in NO_BUFFER or "S(1)" in (match[3] or ""):  # S(1): on the chip
+            continue
+        bits = int((re.search(r"\d+", match[1]) or [8])[0])
+        size = math.prod(map(int, match[2].split(","))) * bits // 8
+        source = re.search(r'op_name="([^"]*)"', line)
+        kind = f"{match[1]}[{match[2]}]"
+        found.setdefault((size, kind), source[1].split("/", 1)[-1] if source else match[4])
+    return [(size, kind, source) for (size, kind), source in sorted(found.items(), reverse=True)[:LARGEST]]

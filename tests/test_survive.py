@@ -1,0 +1,273 @@
+"""What befalls a run: kills, signals, broken gradients and files, another mesh. The stage is `line`, in two processes at times."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import line
+import numpy as np
+import pytest
+
+import train
+from rfjax import checkpoint, data, distributed, sharding
+from rfjax.errors import UserError
+from rfjax.stages import sources
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings(**changes):
+    config = line.get_config()
+    config.update(changes)
+    return config
+
+
+def like():
+    networks = line.networks(settings())
+    return jax.eval_shape(functools.partial(line.init, settings()), sources.shapes(networks))
+
+
+def last(workdir):
+    """The newest checkpoint, read on one device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like())
+    with checkpoint.Checkpoints(workdir / "checkpoints", 3, "line") as kept:
+        return kept.restore(places)
+
+
+def steps(workdir):
+    """Of the complete checkpoints."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    read = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in read]
+
+
+def assert_same(left, right):
+    assert (left.step, left.data) == (right.step, right.data)
+    jax.tree.map(np.testing.assert_array_equal, left.state, right.state)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process on one device that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train.train(settings(), workdir)
+    return workdir
+
+
+# Two processes
+
+
+class Pair:
+    """Two processes of one run, each with one device, the parameters split over both."""
+
+    def __init__(self, workdir, pause=0.0):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = ["--config", "tests/line.py:split", "--workdir", str(workdir), "--coordinator", address]
+        self.workdir = workdir
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "tests/line.py", *flags, "--processes", "2", "--process", str(process)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ".", "PAUSE": str(pause)},
+            )
+            for process in (0, 1)
+        ]
+
+    def wait_until(self, ready):
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def end(self):
+        """Exit codes and what was told, by process."""
+        told = [process.communicate(timeout=60)[0] for process in self.processes]
+        return [process.returncode for process in self.processes], told
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A run of two processes that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("pair")
+    codes, told = Pair(workdir).end()
+    assert codes == [0, 0], told
+    return workdir
+
+
+def test_two_processes_train_as_one(pair, alone):
+    both, one = last(pair), last(alone)
+    assert (both.step, both.data) == (one.step, one.data)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), both.state, one.state)
+    names = "checkpoints config.json line.safetensors metrics.jsonl samples tensorboard".split()
+    assert sorted(path.name for path in pair.iterdir()) == names
+    assert len(list((pair / "tensorboard").iterdir())) == 1
+    averages = checkpoint.load_params(pair / "line.safetensors", like().params)
+    jax.tree.map(np.testing.assert_array_equal, averages, both.state.ema)
+
+
+def test_stopped_killed_and_damaged_run_of_two_processes_ends_as_the_uninterrupted_one(pair, tmp_path):
+    run = Pair(tmp_path, pause=1)
+    run.wait_until(lambda: lines(tmp_path))
+    run.processes[1].send_signal(signal.SIGTERM)  # one is told, both stop, after the same step
+    codes, told = run.end()
+    assert codes == [0, 0], told
+    stop = last(tmp_path).step
+    assert f"Stopped and saved after step {stop};" in told[0] and "Stopped" not in told[1]
+    assert stop < 12 and lines(tmp_path)[-1]["step"] == stop
+
+    run = Pair(tmp_path, pause=0.5)
+    run.wait_until(lambda: lines(tmp_path)[-1]["step"] > 8 and steps(tmp_path)[-1] == 8)
+    run.processes[1].kill()
+    codes, told = run.end()  # the other notices, and ends too
+    assert codes[1] == -signal.SIGKILL and codes[0] == 2, told
+    manifest = tmp_path / "checkpoints" / "8" / "state" / "manifest.ocdbt"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+
+    codes, told = Pair(tmp_path).end()
+    assert codes == [0, 0], told
+    assert "step 8 is damaged" in told[0] and "damaged" not in told[1]
+    assert_same(last(tmp_path), last(pair))
+    assert lines(tmp_path) == lines(pair)
+    assert (tmp_path / "line.safetensors").read_bytes() == (pair / "line.safetensors").read_bytes()
+
+
+def test_run_goes_on_bit_for_bit_on_another_mesh(alone, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "line.safetensors").unlink()
+    flags = ["--config", "tests/line.py", "--workdir", str(tmp_path), "--config.mesh.fsdp=4"]
+    devices = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": ".",
+    }
+    subprocess.run([sys.executable, "tests/line.py", *flags], cwd=ROOT, check=True, env=os.environ | devices)
+    assert (tmp_path / "line.safetensors").read_bytes() == (alone / "line.safetensors").read_bytes()
+
+
+def test_rows_of_all_processes_make_the_batch_of_one():
+    whole = line.data(settings(batch_size=8))
+    shares = [data.share(line.data, settings(batch_size=8), mine, 4) for mine in ([0, 3], [1, 2])]
+    iterators = [data.iterate(share) for share in shares]
+    for batch in range(3):
+        parts = [next(iterator) for iterator in iterators]
+        for name, rows in whole[batch].items():
+            order = [0, 1, 6, 7], [2, 3, 4, 5]  # the rows of parts 0 and 3, and of 1 and 2
+            for part, index in zip(parts, order, strict=True):
+                np.testing.assert_array_equal(part[name], rows[list(index)])
+    assert iterators[0].get_state() == data.iterate(whole).get_state() | {"next_index": 3}
+
+
+@pytest.mark.parametrize("context, parts", [(1, [[0, 2], [1, 3]]), (2, [[0, 1], [0, 1]])])
+def test_processes_along_the_context_axis_feed_the_same_rows(context, parts, monkeypatch):
+    class Device:
+        def __init__(self, process):
+            self.process_index = process
+
+    class Mesh:  # four devices, of processes 0, 1, 0, 1
+        devices = np.array([Device(process) for process in (0, 1, 0, 1)]).reshape(-1, 1, context)
+        shape = {"context": context}
+
+    for process, mine in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert sharding.batch_parts(Mesh) == (mine, 4 // context)
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+    ],
+)
+def test_launchers_of_several_processes_are_recognised(environment, several, monkeypatch):
+    for name in distributed.LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.detected() == several
+
+
+# Gradients that are not finite
+
+
+def test_broken_batches_change_nothing_but_the_count(tmp_path):
+    config = settings(steps=6, broken=(3, 5))
+    train.train(config, tmp_path)
+    found = last(tmp_path).state
+    whole, update = line.data(config), line.update(settings(steps=6))
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    params = sources.load(line.networks(config), jax.random.key(config.seed), mesh)
+    now = jax.jit(functools.partial(line.init, config))(params)
+    for step in (0, 1, 2, 5):
+        now, _ = update(now, {}, whole[step], step)
+    jax.tree.map(np.testing.assert_array_equal, found.replace(skipped=now.skipped), now)
+    np.testing.assert_array_equal(found.skipped, [0, 2])
+    told = [row for row in lines(tmp_path) if "skipped" in row]
+    assert [row["skipped"] for row in told] == [0, 0, 0, 1, 2, 2]
+    assert ["loss" in row for row in told] == [True, True, True, False, False, True]
+
+
+def test_run_stops_when_too_many_updates_are_skipped_in_a_row(tmp_path):
+    with pytest.raises(UserError, match="not finite in the last 3 updates until step 8: lower.*checkpoints"):
+        train.train(settings(broken=(5, 99)), tmp_path)
+    assert steps(tmp_path) == [4] and int(last(tmp_path).state.step) == 4
+
+
+# The run's folder
+
+
+def test_best_checkpoint_stays(tmp_path):
+    train.train(settings(save_every=2, keep=1, best="middle"), tmp_path)
+    assert steps(tmp_path) == [6, 12]
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "metric": "middle", "value": 0}
+
+
+def test_metric_that_is_not_measured_is_told(tmp_path):
+    with pytest.raises(UserError, match="'top', which this stage does not measure; it measures middle"):
+        train.train(settings(best="top"), tmp_path)
+
+
+def test_folder_of_another_config_is_refused_by_the_field_that_differs(alone, tmp_path):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"a run with config.seed = 0, not 1; use another --workdir"):
+        train.train(settings(seed=1), tmp_path)
+    with pytest.raises(UserError, match=r"config.optimizer.warmup = 3, not 4"):
+        train.train(settings(optimizer={"learning_rate": 0.1, "warmup": 4}), tmp_path)
+    train.train(settings(steps=14, save_every=7, log_every=2, keep=1), tmp_path)
+    assert steps(tmp_path) == [14]
+
+
+def test_folder_of_a_run_gives_its_newest_averages_in_their_places(alone, tmp_path):
+    there = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), like().params
+    )
+    for shapes in (like().params, wanted):
+        found = checkpoint.load_params(alone, shapes)
+        jax.tree.map(np.testing.assert_array_equal, found, last(alone).state.ema)
+    with pytest.raises(UserError, match="no checkpoints in"):
+        checkpoint.load_params(tmp_path, wanted)
+    with pytest.raises(UserError, match="lacks 1 parameters, such as layer/scale"):
+        checkpoint.load_params(alone, {"layer": wanted["layer"] | {"scale": wanted["layer"]["bias"]}})
