@@ -44,7 +44,7 @@ def train(config, workdir: Path) -> None:
         state, start = begin(config, stage, mesh, kept, batches)
         fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
         update, stop = stage.update(config), distributed.stop_signal()
-        report = make_report(config, stage, workdir, kept)
+        report = make_report(config, stage, fixed, workdir, kept)
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
         if start >= config.steps:  # done before, perhaps stopped before the parameters were written
             report(log, state, start)
@@ -94,19 +94,21 @@ def begin(config, stage, mesh, kept, batches):
     return found.state, found.step
 
 
-def make_report(config, stage, workdir, kept):
+def make_report(config, stage, fixed, workdir, kept):
     """f(log, state, step): writes the parameters and sample clips, measures, and prints what is where."""
     export, sample, evaluate = stage.export(config), stage.sample(config), stage.evaluate(config)
 
     def report(log, state, step):
-        for name, params in export(state).items():
+        for name, params in export(state, fixed).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
         log.clips(
-            step, *sample(state, jax.random.fold_in(jax.random.key(config.seed), step)), config.video.fps
+            step,
+            *sample(state, fixed, jax.random.fold_in(jax.random.key(config.seed), step)),
+            config.video.fps,
         )
-        values = evaluate(state)
+        values = evaluate(state, fixed)
         log.scalars(step, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
         kept.judge(step, values)
 

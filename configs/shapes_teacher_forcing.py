@@ -3,7 +3,8 @@
     python train.py --config configs/shapes_teacher_forcing.py --workdir runs/teacher_forcing
 
 Takes the place of `configs/shapes_ode.py`, and needs no trajectories: distil from it with
-`--config.init_from=runs/teacher_forcing/dit.safetensors`. Expected: TODO
+`--config.init_from=runs/teacher_forcing/dit.safetensors`. Not run to its end: the mean loss of its first 20 steps was 0.213, and no
+clip of it was judged. Settings are those of `configs/shapes_ode.py`.
 """
 
 import runpy

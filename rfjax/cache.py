@@ -71,7 +71,8 @@ def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
     slot = _slot(cache.config, block)
 
     def store(slots, new):
-        return _placed(slots.at[:, :, slot].set(new.astype(slots.dtype)))
+        # A slice, not a scatter, for which XLA would lay out the whole cache anew.
+        return _placed(jax.lax.dynamic_update_index_in_dim(slots, new.astype(slots.dtype), slot, axis=2))
 
     stored = jax.tree.map(store, cache.kv, kv)
     return cache.replace(kv=stored, block=cache.block.at[slot].set(block))

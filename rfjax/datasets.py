@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
 from rfjax.errors import UserError
-from rfjax.stages import latent, sources
+from rfjax.stages import latent, sources, student
 from rfjax.umt5 import UMT5Config
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
@@ -61,20 +61,16 @@ def ode_pairs(settings) -> Plan:
     Prompts are the encoded ones in settings.prompts, else the small world's captions. Trajectory i depends on (seed, i) alone.
     """
     latent.whole_blocks(settings, "record_frames")
-    size, encoded = settings.record_batch, settings.get("prompts")
-    if encoded:
-        texts = latent.encoded_prompts(settings, encoded, size)
-    else:
-        texts = data.captions(size, settings.seed, config.build(shapes.World, settings, "world"))
+    encoded = settings.get("prompts", "")
+    texts = latent.texts(settings, encoded, settings.record_batch)
     solve = _solver(settings)
 
     def make(index):
         for place in _batches(settings, index):
             batch = texts[place]
-            captions = batch["caption"]
-            context = batch["context"] if encoded else latent.words(settings).encode(list(captions))
             key = jax.random.fold_in(jax.random.key(settings.seed), place)
-            yield from _records(captions, "trajectory", solve(context, key), context if encoded else None)
+            path = solve(batch["context"], key)
+            yield from _records(batch["caption"], "trajectory", path, batch["context"] if encoded else None)
 
     names = ("record_frames", "teacher", "guidance", "solver_steps", "rollout", "world", "video", "prompts")
     return Plan(settings.data, settings.shards, make, _about(settings, *ORDER, *names))
@@ -84,7 +80,7 @@ def _solver(settings):
     """f(context [B, text_len, text_dim], key) → trajectories [B, S + 1, F, h, w, C]."""
     parts = latent.parts(settings)
     mesh = local_mesh(settings.record_batch)
-    source = {"teacher": latent.transformer(parts.dit.config, settings.teacher, frozen=True)}
+    source = {"teacher": student.transformer(parts.dit.config, settings.teacher, frozen=True)}
     params = sources.load(source, jax.random.key(0), mesh)["teacher"]
     places = teacher.few_step_indices(parts.rollout.steps, settings.solver_steps)
     places = np.append(places, settings.solver_steps)
@@ -169,9 +165,7 @@ def encoded_videos(settings, folder: str) -> Plan:
         rows = itertools.chain.from_iterable(itertools.starmap(clips, here))
         while batch := list(itertools.islice(rows, settings.record_batch)):
             captions, video = zip(*batch, strict=True)
-            rest = settings.record_batch - len(
-                batch
-            )  # the last batch is filled up, so that one program serves all
+            rest = settings.record_batch - len(batch)  # the last is filled up: one program serves all
             video = np.pad(np.stack(video), ((0, rest), *[(0, 0)] * 4))
             latents = encode(sharding.put_batch({"video": video}, mesh)["video"])[: len(batch)]
             yield from _records(captions, "latents", latents, [read(caption) for caption in captions])
@@ -236,7 +230,7 @@ def local_mesh(batch: int) -> Mesh:
         raise UserError(
             f"config.record_batch is {batch}; set it to a multiple of the {len(devices)} devices of this process."
         )
-    return jax.make_mesh((1, len(devices), 1), sharding.AXES, (AxisType.Auto,) * 3, devices=devices)
+    return sharding.make_mesh(sharding.MeshConfig(1, len(devices), 1), devices)
 
 
 def video_frames(settings) -> int:

@@ -139,7 +139,7 @@ def gradients(objective, params, batch, micro: int = 1) -> tuple[dict[str, Array
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, micro, *x.shape[1:]), 1, 0), batch)
 
     def add(total, part):
-        grads, metrics = slope(params, *part)
+        grads, metrics = sharding.keep(slope(params, *part))
         return jax.tree.map(jnp.add, total, (metrics, grads)), None
 
     like = jax.eval_shape(slope, params, jax.tree.map(lambda x: x[0], parts), 0)[::-1]

@@ -86,18 +86,18 @@ def update(config):
 
 
 def export(config):
-    return lambda now: {"line": now.ema}
+    return lambda now, fixed: {"line": now.ema}
 
 
 def sample(config):
     """A still clip of the kernel."""
     show = jax.jit(lambda kernel: jnp.tile(kernel[None, None, :, :2, None], (1, 4, 2, 8, 3)))
-    return lambda now, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
+    return lambda now, fixed, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
 
 
 def evaluate(config):
     """Bigger in the middle of the run than at its ends."""
-    return lambda now: {"middle": -abs(float(now.step) - config.steps / 2)}
+    return lambda now, fixed: {"middle": -abs(float(now.step) - config.steps / 2)}
 
 
 def _optimizer(config):

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from rfjax import checkpoint, config, sharding
 from rfjax.collectives import collectives
-from rfjax.stages import STAGES, latent, sources
+from rfjax.stages import STAGES, latent, sources, student
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -51,7 +51,9 @@ def quick_compilation():
 
 def settings_of(stage, folder):
     """The stage's config at debug sizes that every mesh divides."""
-    settings = config.load(CONFIGS / f"shapes_{stage}.py")
+    file = "ode" if stage == "teacher_forcing" else stage
+    settings = config.load(CONFIGS / f"shapes_{file}.py")
+    settings.stage = stage
     for section, sizes in SIZES.items():
         settings[section] = type(settings)(sizes)
     vae, network = (f"{folder}/{name}.safetensors" for name in ("vae", "dit"))
@@ -70,7 +72,7 @@ def folder(tmp_path_factory):
     """Random weights of both networks, as files."""
     folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
     settings = settings_of("teacher", folder)
-    networks = latent.networks(settings) | {"vae": latent.codec(settings)}
+    networks = student.networks(settings) | {"vae": latent.codec(settings)}
     for name, shapes in sources.shapes(networks).items():
         params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
         if name == "vae":
@@ -86,6 +88,7 @@ def batch_of(stage):
     shapes = {
         "vae": {},
         "teacher": {"latents": (BATCH, *clip), "context": (BATCH, 16, 48)},
+        "teacher_forcing": {"latents": (BATCH, *clip), "context": (BATCH, 16, 48)},
         "ode": {"trajectory": (BATCH, 3, *clip), "context": (BATCH, 16, 48)},
         "distill": {"context": (2 * BATCH, 16, 48)},
     }[stage]

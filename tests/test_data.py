@@ -96,6 +96,36 @@ def test_a_stopped_writer_leaves_no_shard_and_goes_on(tmp_path):
     assert len(list(itertools.islice(data.iterate(data.records(tmp_path, 2, "make")), 5))) == 5
 
 
+def test_processes_share_the_shards_and_wait_for_each_other(tmp_path, monkeypatch):
+    for process in (1, 0):
+        monkeypatch.setattr(data.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(data.jax, "process_count", lambda: 2)
+        made = []
+        data.write_shards(tmp_path, lambda shard, made=made: made.append(shard) or [example(shard)], 5)
+        assert made == list(range(process, 5, 2))
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        data.write_shard(tmp_path / "00005.arrayrecord", [example(5)])
+
+    monkeypatch.setattr(data.time, "sleep", sleep)
+    data.wait_for(tmp_path, 6)
+    assert looks == [data.WAIT]
+    batch = data.records(tmp_path, 6, "make")[0]
+    assert sorted(batch["caption"]) == [f"clip {number}" for number in range(6)]
+
+
+def test_folder_of_other_records_is_refused(tmp_path):
+    data.claim(tmp_path, {"size": (16, 16), "fps": 16})
+    data.claim(tmp_path, {"size": (16, 16), "fps": 16})
+    with pytest.raises(UserError, match="made with fps = 16, now it is 24: delete the folder"):
+        data.claim(tmp_path, {"size": (16, 16), "fps": 24})
+    with pytest.raises(UserError, match="made with size = .16, 16., now it is None"):
+        data.claim(tmp_path, {"fps": 16})
+    assert [path.name for path in tmp_path.iterdir()] == ["about.json"]
+
+
 def test_missing_few_or_damaged_records_say_what_to_run(tmp_path):
     with pytest.raises(UserError, match="no records.*`python make.py`"):
         data.records(tmp_path / "none", 2, made_by="python make.py")

@@ -16,14 +16,16 @@ from ml_collections import ConfigDict
 from rfjax import checkpoint, config, data, datasets, dit, flow, prompts, sampler, teacher, umt5
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
-from rfjax.stages import STAGES, latent
-from rfjax.stages import teacher as stage
+from rfjax.stages import STAGES, latent, sources, student
+from rfjax.stages import teacher as teacher_stage
+from rfjax.state import TrainState
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPTS = ["a fox trots through snow", "a boat", "rain on a window at night"]
 NEGATIVE = "blurry grey"
 SETTINGS = {
@@ -209,7 +211,7 @@ def test_prompts_of_the_small_world_are_its_words(tmp_path):
         "a small green star orbiting over a pink background",
     ]
     (tmp_path / "prompts.txt").write_text("\n".join(captions))
-    settings = config.load(Path(__file__).parents[1] / "configs" / "shapes_distill.py")
+    settings = config.load(CONFIGS / "shapes_distill.py")
     settings.update({"data": str(tmp_path / "made"), "batch_size": 2})
     make(settings, tmp_path, "encode-prompts", tmp_path / "prompts.txt")
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["00000.arrayrecord", "about.json"]
@@ -337,19 +339,19 @@ def test_outside_the_small_world_nothing_is_judged_and_clips_are_shown_where_the
     weights, prompt_folder, monkeypatch
 ):
     settings = settings_of(weights, prompt_folder / "made", vae_weights="")
-    assert STAGES["ode"].evaluate(settings)(None) == {}
-    clips, captions = STAGES["ode"].sample(settings)(None, None)
+    assert STAGES["ode"].evaluate(settings)(None, {}) == {}
+    clips, captions = STAGES["ode"].sample(settings)(None, {}, None)
     assert len(clips) == len(captions) == 0
     monkeypatch.setattr(latent, "SHOWN", 2)
     latents = np.random.default_rng(0).normal(size=(2, 4, 4, 6, 4)).astype(np.float32)
     asked = []
 
-    def generate(state, context, key):
+    def generate(params, context, key):
         asked.append(context)
         return latents
 
     settings.vae_weights = f"{weights}/vae.safetensors"
-    clips, captions = latent.shown(settings, generate)(None, None)
+    clips, captions = latent.shown(settings, generate)(TrainState(0, {}, {}, {}, 0), {}, None)
     np.testing.assert_array_equal(asked[0], encoded(weights, captions))
     vae, params = VAE(config.build(VAEConfig, settings, "vae")), latent._vae(settings)[1]
     whole = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))
@@ -360,17 +362,31 @@ def test_outside_the_small_world_nothing_is_judged_and_clips_are_shown_where_the
 def test_dropped_captions_are_the_negative_prompt(weights, prompt_folder, monkeypatch):
     settings = settings_of(weights, prompt_folder / "made")
     latents = np.random.default_rng(0).normal(size=(2, 4, 4, 6, 4)).astype(np.float32)
-    monkeypatch.setattr(stage, "DROPPED", 2.0)  # all of them
-    update = stage.update(settings)
+    monkeypatch.setattr(teacher_stage, "DROPPED", 2.0)  # all of them
+    update = teacher_stage.update(settings)
 
     def loss(captions, negative):
         params = {"dit": latent.load(settings.init_from, latent.parts(settings).dit.config)}
         batch = {"latents": latents, "context": encoded(weights, captions)}
-        state = latent.init(settings, params)
+        state = student.init(settings, params)
         return float(update(state, {"negative": {"context": negative}}, batch, 0)[1]["loss"])
 
     negative = latent.negative(settings)
     assert loss(PROMPTS[:2], negative) == loss(PROMPTS[1:], negative) != loss(PROMPTS[:2], 0 * negative)
+
+
+@pytest.mark.parametrize("name, field", [("teacher_forcing", "latents"), ("ode", "trajectory")])
+def test_step_of_the_full_size_is_traced_by_shapes(name, field):
+    settings = config.load(CONFIGS / f"wan_{name}.py")
+    stage = STAGES[settings.stage]
+    state = jax.eval_shape(functools.partial(stage.init, settings), sources.shapes(stage.networks(settings)))
+    leading = (8,) if field == "latents" else (8, 6)
+    batch = {
+        field: jax.ShapeDtypeStruct((*leading, 21, 60, 104, 16), jnp.float16),
+        "context": jax.ShapeDtypeStruct((8, 512, 4096), jnp.float32),
+    }
+    after, told = jax.eval_shape(stage.update(settings), state, {}, batch, 0)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state) and told["loss"].shape == ()
 
 
 # Mistakes
@@ -412,7 +428,7 @@ def test_records_that_do_not_fit_are_told_before_training(changes, says, weights
 
 
 def test_small_world_s_records_need_a_caption_or_a_context(tmp_path):
-    settings = config.load(Path(__file__).parents[1] / "configs" / "shapes_teacher.py")
+    settings = config.load(CONFIGS / "shapes_teacher.py")
     settings.update({"data": str(tmp_path), "batch_size": 1})
     data.write_shard(tmp_path / "00000.arrayrecord", [{"latents": np.ones((21, 8, 8, 16), np.float16)}])
     with pytest.raises(UserError, match="no encoded prompt .context. and no caption"):
@@ -438,7 +454,7 @@ def test_trajectory_of_other_points_is_told(weights, tmp_path):
         (["encode-prompts", "{}/one.txt"], {"umt5": {"dim": 16}}, "config.umt5.dim is 16 and config.dit.text_dim 8"),
         (["ode-pairs", "more"], {}, "leave 'more' out"),
         (["ode-pairs"], {"prompts": "none"}, "no records in none: make them with `python -m rfjax.data encode-prompts"),
-        (["ode-pairs"], {"teacher": "none.safetensors"}, "no parameter file none.safetensors"),
+        (["ode-pairs"], {}, "The config names no encoded prompts: set config.prompts"),
     ],
 )  # fmt: skip
 def test_mistake_of_a_data_command_is_one_sentence(words, changes, says, weights, tmp_path, capsys):

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from rfjax import config, preflight, rollout
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
+from rfjax.preflight import __main__ as command
+from rfjax.preflight import estimate
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.vae import VAE, VAEConfig
 
@@ -185,8 +187,8 @@ def test_real_size_is_what_xla_counted_once(dtype, rolling, self_forcing, vae, t
         vae: preflight.need(full, 1).decoder,
         tiny_vae: preflight.need(light, 1).decoder,
     }
-    for xla, estimate in estimates.items():
-        assert xla <= estimate / preflight.GIB <= 1.6 * xla
+    for xla, summed in estimates.items():
+        assert xla <= summed / estimate.GIB <= 1.6 * xla
 
 
 # Advice
@@ -289,7 +291,7 @@ def test_capacity(monkeypatch, tmp_path):
     device.memory_stats = lambda: None
     assert preflight.capacity(device) is None
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(preflight, "CGROUPS", (str(limit),))
+    monkeypatch.setattr(estimate, "CGROUPS", (str(limit),))
     machine = preflight.capacity(jax.devices("cpu")[0])
     assert machine > 2**27
     for text, expected in (("max\n", machine), ("12345\n", 12345), (f"{2**62}\n", machine)):
@@ -307,7 +309,7 @@ def path(tmp_path):
 
 
 def test_command_prints_the_parts(path, capsys):
-    preflight.main(["--config", path, "--clips", "2", "--memory", "1"])
+    command.main(["--config", path, "--clips", "2", "--memory", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:6]] == [
         "parameters",
@@ -333,12 +335,12 @@ def test_command_prints_the_parts(path, capsys):
 )
 def test_command_fails_in_one_sentence(path, capsys, args, says):
     with pytest.raises(SystemExit) as stop:
-        preflight.main(["--config", path, *args])
+        command.main(["--config", path, *args])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
 
 
 def test_command_where_the_device_does_not_say(path, capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "capacity", lambda: None)
-    preflight.main(["--config", path])
+    monkeypatch.setattr(estimate, "capacity", lambda: None)
+    command.main(["--config", path])
     assert re.search(r"device +unknown\nGive --memory", capsys.readouterr().out)

@@ -11,6 +11,7 @@ their encoder is chosen where they are used.
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rfjax.errors import UserError
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
+WAIT = 5  # seconds between two looks at what other processes have made
 ABOUT = "about.json"  # beside the shards: what they are made of
 
 
@@ -98,6 +100,12 @@ def write_shards(folder, make: Callable[[int], Iterable[dict]], shards):
         path = Path(folder) / f"{index:05d}{SUFFIX}"
         if not path.exists():
             write_shard(path, make(index))
+
+
+def wait_for(folder, shards):
+    """Waits until all shards are in a folder: where several processes make them, none may leave before the others."""
+    while not all((Path(folder) / f"{index:05d}{SUFFIX}").exists() for index in range(shards)):
+        time.sleep(WAIT)
 
 
 def write_shard(path, examples):

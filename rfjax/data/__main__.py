@@ -5,16 +5,15 @@
     encode-prompts FILE      prompts, one a line, through the text encoder {"caption", "context"}
     ode-pairs                the teacher's guided trajectories             {"caption", "context", "trajectory" [S + 1, F, h, w, C]}
 
-All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder, each makes its
-share of the shards. Where they go: config.data; encode-prompts: config.prompts, or config.data where the config has none.
+All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder (SLURM, Open MPI
+and TPU pods are noticed), each makes its share of the shards. They go to config.data; those of encode-prompts to config.prompts
+where the config has both.
 """
 
 import argparse
 from pathlib import Path
 
-import jax
-
-from rfjax import checkpoint, compilation, config, data, datasets
+from rfjax import checkpoint, compilation, config, data, datasets, distributed
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.stages import latent
 
@@ -45,16 +44,25 @@ def main() -> None:
     settings = config.load(args.config)
     if args.shards:
         settings.shards = args.shards
-    plan = COMMANDS[args.what](settings, *([args.source] if args.source else []))
-    data.claim(plan.folder, {"command": args.what} | plan.about)
+    if distributed.detected():
+        distributed.start()
+    with distributed.together():
+        run(args.what, settings, [args.source] if args.source else [])
+
+
+def run(what: str, settings, source: list[str]) -> None:
+    """Makes the data set `what`, or this process's share of it, and says what is there."""
+    plan = COMMANDS[what](settings, *source)
+    data.claim(plan.folder, {"command": what} | plan.about)
     negative = Path(plan.folder) / latent.NEGATIVE
-    if plan.negative and not negative.exists() and jax.process_index() == 0:
+    if plan.negative and distributed.is_main() and not negative.exists():
         checkpoint.save_params(negative, {"context": plan.negative()})
     data.write_shards(plan.folder, plan.make, plan.shards)
-    for sentence in plan.skipped:
-        print(sentence)
-    skipped = f"; {len(plan.skipped)} sources gave no records, or not all of them" if plan.skipped else ""
-    print(f"{plan.shards} shards are in {plan.folder}/{skipped}")
+    if plan.skipped:
+        print("\n".join(plan.skipped))
+        print(f"{len(plan.skipped)} sources gave no records, or not all that are in them.")
+    data.wait_for(plan.folder, plan.shards)
+    distributed.tell(f"{plan.shards} shards are in {plan.folder}/")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def _equation(eqn) -> float:
     elif kind == "pallas_call":
         times = math.prod(p["grid_mapping"].grid)
     elif kind == "shard_map":  # written for one device
-        times = math.prod(p["mesh"].shape[axis] for axis in p["manual_axes"])
+        split = p.get("newly_manual_axes") or p["manual_axes"]  # named anew in JAX 0.10
+        times = math.prod(p["mesh"].shape[axis] for axis in split)
     return times * sum(map(flops, _inside(p.values())))
 
 

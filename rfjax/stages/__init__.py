@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, latent, ode, teacher, teacher_forcing, vae
+from rfjax.stages import distill, ode, student, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
@@ -15,43 +15,45 @@ class Stage(NamedTuple):
     data: Callable[..., Any]  # (config) -> grain.MapDataset of dicts of numeric arrays [B, …]
     update: Callable[
         ..., Any
-    ]  # (config) -> f(state, frozen params, batch, step) -> (state, metrics); donates the state
-    export: Callable[..., Any]  # (config) -> f(state) -> {name: params}, written as name.safetensors
-    sample: Callable[..., Any]  # (config) -> f(state, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
-    evaluate: Callable[..., Any]  # (config) -> f(state) -> {name: float}
+    ]  # (config) -> f(state, frozen, batch, step) -> (state, metrics); donates the state
+    export: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: params}, written as name.safetensors
+    sample: Callable[
+        ..., Any
+    ]  # (config) -> f(state, frozen, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
+    evaluate: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: float}
 
 
 STAGES = {
     "vae": Stage(
-        vae.networks, latent.nothing, vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate
+        vae.networks, vae.frozen, vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate
     ),
     "teacher": Stage(
-        latent.networks,
-        latent.unconditional,
-        latent.init,
+        student.networks,
+        teacher.frozen,
+        student.init,
         teacher.data,
         teacher.update,
-        latent.export,
+        student.export,
         teacher.sample,
         teacher.evaluate,
     ),
     "ode": Stage(
-        latent.networks,
-        latent.nothing,
-        latent.init,
+        student.networks,
+        student.base,
+        student.init,
         ode.data,
         ode.update,
-        latent.export,
+        student.export,
         ode.sample,
         ode.evaluate,
     ),
     "teacher_forcing": Stage(
-        latent.networks,
-        latent.nothing,
-        latent.init,
+        student.networks,
+        student.base,
+        student.init,
         teacher_forcing.data,
         teacher_forcing.update,
-        latent.export,
+        student.export,
         ode.sample,
         ode.evaluate,
     ),

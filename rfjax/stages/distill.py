@@ -17,7 +17,7 @@ from rfjax import state as train
 from rfjax.config import build
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
-from rfjax.stages import latent, ode, sources
+from rfjax.stages import latent, ode, sources, student
 
 
 class Distillation(struct.PyTreeNode):
@@ -39,23 +39,23 @@ def networks(config):
     """The generator from config.init_from, the critic from config.critic_init; both of the sizes in config.dit."""
     sizes = build(DiTConfig, config, "dit")
     return {
-        "generator": latent.transformer(sizes, config.init_from),
-        "critic": latent.transformer(sizes, config.critic_init),
+        "generator": student.trained(config),
+        "critic": student.transformer(sizes, config.critic_init),
     }
 
 
 def frozen(config):
-    """The teacher, and the VAE where longer clips are cropped with its help."""
-    teacher = {"teacher": latent.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
-    teacher |= latent.unconditional(config)
+    """The teacher, the negative prompt, what adapters adapt, and the VAE where longer clips are cropped with its help."""
+    teacher = {"teacher": student.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
+    teacher |= latent.unconditional(config) | student.base(config)
     return teacher | ({"vae": latent.codec(config)} if config.vae_weights else {})
 
 
 def init(config, params):
     """Fresh training of params {"generator", "critic"}."""
     return Distillation(
-        train.create(params["generator"], latent.optimizer(config)[0]),
-        train.create(params["critic"], latent.optimizer(config, "critic_optimizer")[0]),
+        train.create(params["generator"], student.optimizer(config)[0]),
+        train.create(params["critic"], student.optimizer(config, "critic_optimizer")[0]),
     )
 
 
@@ -168,10 +168,10 @@ def score_draw(config, key, clip):
 
 def _critic_step(config):
     parts = latent.parts(config)
-    optimizer, options = latent.optimizer(config, "critic_optimizer")
+    optimizer, options = student.optimizer(config, "critic_optimizer")
 
     def step(critic, generator_params, fixed, batch, part, key):
-        generator = latent.working(parts.dit.config, generator_params)
+        generator = student.working(config)(generator_params, fixed)
 
         def objective(params, context, index):
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
@@ -180,8 +180,7 @@ def _critic_step(config):
             clip = roll(config, parts, how, generator, context, drawn, keys[1])
             clip, _ = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
             _, t, noise = score_draw(config, keys[2], clip)
-            params = latent.working(parts.dit.config, params)
-            loss = losses.critic_loss(parts.dit, params, clip, context, t, noise)
+            loss = losses.critic_loss(parts.dit, _cast(parts, params), clip, context, t, noise)
             return loss, {"loss": loss}
 
         context = _part(config, batch["context"], part)
@@ -194,16 +193,16 @@ def _critic_step(config):
 def _generator_step(config):
     parts = latent.parts(config)
     teacher = DiT(_teacher_sizes(config))
-    optimizer, options = latent.optimizer(config)
-    loss_of = OBJECTIVES[config.loss]
+    optimizer, options = student.optimizer(config)
+    loss_of, whole = OBJECTIVES[config.loss], student.working(config)
 
     def step(generator, critic_params, fixed, batch, key):
-        critic = latent.working(parts.dit.config, critic_params)
+        critic = _cast(parts, critic_params)
 
         def objective(params, context, index):
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
             drawn = draw(config, keys[0])
-            params = latent.working(parts.dit.config, params)
+            params = whole(params, fixed)
             clip = roll(config, parts, training_rollout.gradient_rollout, params, context, drawn, keys[1])
             scored, counts = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
             x_t, t, _ = score_draw(config, keys[2], scored)
@@ -248,23 +247,28 @@ def _reencode(config, fixed):
     return functools.partial(latent.reencoder(config), fixed["vae"]) if "vae" in fixed else None
 
 
+def _cast(parts, params):
+    """The critic's parameters in the dtype of the computation."""
+    return jax.tree.map(lambda x: x.astype(parts.dit.config.dtype), params)
+
+
 def _teacher_sizes(config) -> DiTConfig:
     return build(DiTConfig, config, "teacher_dit" if "teacher_dit" in config else "dit")
 
 
 def export(config):
-    """f(state) → {"dit": averaged generator}."""
-    del config
-    return lambda state: {"dit": state.generator.ema}
+    """f(state, frozen params) → {"dit": averaged generator}, and {"lora"} of adapters."""
+    exported = student.export(config)
+    return lambda state, fixed: exported(state.generator, fixed)
 
 
 def sample(config):
-    """f(state, key) → clips of held-out captions."""
+    """f(state, frozen params, key) → clips of held-out captions."""
     samples = ode.sample(config)
-    return lambda state, key: samples(state.generator, key)
+    return lambda state, fixed, key: samples(state.generator, fixed, key)
 
 
 def evaluate(config):
-    """f(state) → {"right_shape": …, …} over config.frames."""
+    """f(state, frozen params) → {"right_shape": …, …} over config.frames."""
     judge = ode.evaluate(config)
-    return lambda state: judge(state.generator)
+    return lambda state, fixed: judge(state.generator, fixed)

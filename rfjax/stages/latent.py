@@ -5,7 +5,6 @@ are encoded beforehand (`python -m rfjax.data encode-prompts`, `encode-videos`) 
 encoder lives where a model trains.
 """
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -15,14 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from rfjax import checkpoint, config, detect, dit, metrics, sampler, score, shapes, text
+from rfjax import checkpoint, config, detect, distributed, dit, metrics, sampler, score, shapes, text
 from rfjax import data as pipelines
-from rfjax import state as train
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
+from rfjax.stages import student
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
@@ -70,43 +68,10 @@ def whole_blocks(settings, name: str) -> None:
         )
 
 
-def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
-    """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
-    kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")
-    return Source(functools.partial(sampler.initial, "dit", kept), path)
-
-
-def networks(settings):
-    """{"dit": the parameters in settings.init_from, or random where it is empty}."""
-    return {"dit": transformer(config.build(DiTConfig, settings, "dit"), settings.init_from)}
-
-
-def nothing(settings):
-    """{}: a stage that uses no network but the one it trains."""
-    del settings
-    return {}
-
-
-def init(settings, params):
-    """TrainState of params["dit"]."""
-    return train.create(params["dit"], optimizer(settings)[0])
-
-
-def working(sizes: DiTConfig, params):
-    """Parameters in the dtype of the computation, for one pass through the network; gradients come back in float32."""
-    return jax.tree.map(lambda x: x.astype(sizes.dtype), params)
-
-
 def load(path: str, sizes: DiTConfig):
     """Parameters of a DiT of these sizes from a .safetensors file."""
     shapes_of = jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0))
     return checkpoint.load_params(path, shapes_of)
-
-
-def optimizer(settings, section: str = "optimizer"):
-    """(optax transformation, its options) of a section."""
-    options = config.build(train.OptimizerConfig, settings, section)
-    return train.make_optimizer(options, settings.steps), options
 
 
 def records(settings, field: str, leading: tuple[int, ...] = (), frames: int = 1):
@@ -150,31 +115,35 @@ def prompts(settings, batch_size: int | None = None):
 
     They are the encoded prompts of `prompt_folder`, else the small world's training captions.
     """
-    batch_size = batch_size or settings.batch_size
-    if not prompt_folder(settings):
-        return captions(settings, batch_size)
-    return encoded_prompts(settings, prompt_folder(settings), batch_size).map(_numbers)
+    folder = prompt_folder(settings)
+    if folder:
+        negative(settings)  # read for its mistakes
+    return texts(settings, folder, batch_size or settings.batch_size).map(_numbers)
 
 
 def captions(settings, batch_size: int):
     """Endless batches {"context" [B, text_len, text_dim]} of the small world's training captions."""
-    encoder, world = words(settings), config.build(shapes.World, settings, "world")
-
-    def encode(batch):
-        return {"context": encoder.encode(list(batch["caption"]))}
-
-    return pipelines.captions(batch_size, settings.seed, world).map(encode)
+    return texts(settings, "", batch_size).map(_numbers)
 
 
-def encoded_prompts(settings, folder: str, batch_size: int):
-    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]} of a folder that `encode-prompts` made.
-
-    UserError as `records` has them.
+def texts(settings, folder: str, batch_size: int):
+    """Endless batches {"caption" [B], "context" [B, text_len, text_dim]}: the encoded prompts of a folder, or the small world's
+    training captions where it is "". UserError as `records` has them, or where there is neither.
     """
-    read = with_context(settings, folder, ENCODE_PROMPTS)
-    batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
-    batches[0]  # read for its mistakes
-    return batches
+    if folder:
+        read = with_context(settings, folder, ENCODE_PROMPTS)
+        batches = pipelines.records(folder, batch_size, ENCODE_PROMPTS, settings.seed, read)
+        batches[0]  # read for its mistakes
+        return batches
+    encoder = words(settings)
+    if not encoder:
+        raise UserError(
+            f"The config names no encoded prompts: set config.prompts to a folder that `{ENCODE_PROMPTS}` made."
+        )
+    world = config.build(shapes.World, settings, "world")
+    return pipelines.captions(batch_size, settings.seed, world).map(
+        lambda batch: batch | {"context": encoder.encode(list(batch["caption"]))}
+    )
 
 
 def unconditional(settings) -> dict[str, Source]:
@@ -249,7 +218,7 @@ def decoder(settings):
         return vae.apply({"params": params}, latents, state, method="decode_normalised")
 
     def decode(latents):
-        latents, state, frames = multihost_utils.process_allgather(latents, tiled=True), None, []
+        latents, state, frames = distributed.whole(latents), None, []
         for start in range(0, latents.shape[1], block):
             video, state = step(params, latents[:, start : start + block], state)
             frames.append(np.asarray(video, np.float32))
@@ -311,30 +280,24 @@ def held_out(settings) -> list[str]:
     return shapes.prompts(settings.judged, settings.seed, world)
 
 
-def export(settings):
-    """f(state) → {"dit": averaged parameters}."""
-    del settings
-    return lambda state: {"dit": state.ema}
-
-
 def shown(settings, generate):
-    """A stage's `sample`: generate(state, context, key) → latents, decoded, for a few captions.
+    """A stage's `sample`: generate(params, context, key) → latents, decoded, for a few captions.
 
     They are held-out ones of the small world; elsewhere those of records in `prompt_folder`, and without settings.vae_weights
     nothing is shown.
     """
     if not settings.get("vae_weights"):
-        return lambda state, key: (np.zeros((0, 1, 1, 1, 3)), [])
+        return lambda state, fixed, key: (np.zeros((0, 1, 1, 1, 3)), [])
     if words(settings):
         captions = held_out(settings)[:SHOWN]
         context = words(settings).encode(captions)
     else:
-        batch = encoded_prompts(settings, prompt_folder(settings), SHOWN)[0]
+        batch = texts(settings, prompt_folder(settings), SHOWN)[0]
         captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
-    decode = decoder(settings)
+    decode, params = decoder(settings), student.averaged(settings)
 
-    def samples(state, key):
-        return decode(generate(state, context, key)), captions
+    def samples(state, fixed, key):
+        return decode(generate(params(state, fixed), context, key)), captions
 
     return samples
 
@@ -345,16 +308,16 @@ def judged(settings, generate):
     UserError for a world of another size than the detector's.
     """
     if "world" not in settings:
-        return lambda state: {}
+        return lambda state, fixed: {}
     if settings.world.size != detect.SIDE:
         raise UserError(
             f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
         )
     encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)
-    decode = decoder(settings)
+    decode, params = decoder(settings), student.averaged(settings)
 
-    def evaluate(state):
-        latents = generate(state, encoder.encode(prompts), jax.random.key(settings.seed))
+    def evaluate(state, fixed):
+        latents = generate(params(state, fixed), encoder.encode(prompts), jax.random.key(settings.seed))
         videos = metrics.to_uint8(decode(latents))
         found = [score.score(video, prompt)["first"] for video, prompt in zip(videos, prompts, strict=True)]
         right = {name: [row[name] for row in found if name in row] for name in score.ATTRIBUTES}

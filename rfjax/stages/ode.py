@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rfjax import losses, rollout
 from rfjax import state as train
-from rfjax.stages import latent
+from rfjax.stages import latent, student
 
 
 def data(config):
@@ -20,13 +20,13 @@ def data(config):
 
 
 def update(config):
-    """f(state, {}, batch, step) → (state, metrics)."""
-    parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
+    """f(state, frozen params, batch, step) → (state, metrics)."""
+    parts, (optimizer, options) = latent.parts(config), student.optimizer(config)
+    whole = student.working(config)
     block_frames, timesteps = parts.rollout.block_frames, jnp.asarray(parts.rollout.timesteps)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, frozen, batch, step):
-        del frozen
+    def step_once(state, fixed, batch, step):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def objective(params, batch, index):
@@ -36,9 +36,8 @@ def update(config):
             level = jax.random.randint(draw, (path.shape[0], blocks), 0, parts.rollout.num_steps)
             level = jnp.repeat(level, block_frames, axis=1)  # [B, F]
             x_t = jnp.take_along_axis(path, level[:, None, :, None, None, None], 1)[:, 0]
-            params = latent.working(parts.dit.config, params)
             loss = losses.ode_loss(
-                parts.dit, params, x_t, timesteps[level], path[:, -1], context, block_frames
+                parts.dit, whole(params, fixed), x_t, timesteps[level], path[:, -1], context, block_frames
             )
             return loss, {"loss": loss}
 
@@ -48,7 +47,7 @@ def update(config):
 
 
 def generate(config):
-    """f(state, context, key) → latents [B, F, h, w, C] rolled out by config.method."""
+    """f(params, context, key) → latents [B, F, h, w, C] rolled out by config.method."""
     parts = latent.parts(config)
 
     @jax.jit
@@ -59,14 +58,14 @@ def generate(config):
         blocks = config.frames // parts.rollout.block_frames
         return rollout.rollout(model, noise, context.shape[0], blocks, parts.frame_shape, config.method)
 
-    return lambda state, context, key: run(state.ema, context, key)
+    return run
 
 
 def sample(config):
-    """f(state, key) → clips of held-out captions."""
+    """f(state, frozen params, key) → clips of held-out captions."""
     return latent.shown(config, generate(config))
 
 
 def evaluate(config):
-    """f(state) → {"right_shape": …, …} over config.frames."""
+    """f(state, frozen params) → {"right_shape": …, …} over config.frames."""
     return latent.judged(config, generate(config))

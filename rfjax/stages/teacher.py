@@ -12,10 +12,15 @@ import jax.numpy as jnp
 
 from rfjax import losses, teacher
 from rfjax import state as train
-from rfjax.stages import latent
+from rfjax.stages import latent, student
 
 DROPPED = 0.1  # share of clips that learn with the negative prompt in place of their caption
 CONTINUED = 0.5  # share of clips whose first blocks are clean
+
+
+def frozen(config):
+    """The negative prompt, and what adapters adapt."""
+    return latent.unconditional(config) | student.base(config)
 
 
 def data(config):
@@ -26,12 +31,13 @@ def data(config):
 
 
 def update(config):
-    """f(state, {"negative": …}, batch, step) → (state, metrics)."""
-    parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
+    """f(state, frozen params, batch, step) → (state, metrics)."""
+    parts, (optimizer, options) = latent.parts(config), student.optimizer(config)
+    whole = student.working(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, frozen, batch, step):
-        negative = frozen["negative"]["context"][None]
+    def step_once(state, fixed, batch, step):
+        negative = fixed["negative"]["context"][None]
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def objective(params, batch, index):
@@ -40,8 +46,7 @@ def update(config):
             t, weight = levels(parts.rollout, keys[0], *x0.shape[:2])
             keep = jax.random.uniform(keys[1], (x0.shape[0], 1, 1)) >= DROPPED
             context, noise = jnp.where(keep, context, negative), jax.random.normal(keys[2], x0.shape)
-            params = latent.working(parts.dit.config, params)
-            loss = losses.diffusion_loss(parts.dit, params, x0, context, t, noise, weight)
+            loss = losses.diffusion_loss(parts.dit, whole(params, fixed), x0, context, t, noise, weight)
             return loss, {"loss": loss}
 
         return train.descend(state, objective, batch, optimizer, options, config.accumulate)
@@ -61,7 +66,7 @@ def levels(rollout, key, batch, frames):
 
 
 def generate(config):
-    """f(state, context, key) → latents [B, F, h, w, C] by the guided sampler."""
+    """f(params, context, key) → latents [B, F, h, w, C] by the guided sampler."""
     parts, negative = latent.parts(config), latent.negative(config)
 
     @jax.jit
@@ -78,14 +83,14 @@ def generate(config):
             config.rollout.shift,
         )[-1]
 
-    return lambda state, context, key: run(state.ema, context, key)
+    return run
 
 
 def sample(config):
-    """f(state, key) → clips of held-out captions."""
+    """f(state, frozen params, key) → clips of held-out captions."""
     return latent.shown(config, generate(config))
 
 
 def evaluate(config):
-    """f(state) → {"right_shape": …, …}."""
+    """f(state, frozen params) → {"right_shape": …, …}."""
     return latent.judged(config, generate(config))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rfjax import losses
 from rfjax import state as train
-from rfjax.stages import latent, teacher
+from rfjax.stages import latent, student, teacher
 
 
 def data(config):
@@ -21,20 +21,21 @@ def data(config):
 
 
 def update(config):
-    """f(state, {}, batch, step) → (state, metrics)."""
-    parts, (optimizer, options) = latent.parts(config), latent.optimizer(config)
+    """f(state, frozen params, batch, step) → (state, metrics)."""
+    parts, (optimizer, options) = latent.parts(config), student.optimizer(config)
+    whole, block_frames = student.working(config), parts.rollout.block_frames
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, frozen, batch, step):
-        del frozen
+    def step_once(state, fixed, batch, step):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def objective(params, batch, index):
             x0, context = batch["latents"].astype(jnp.float32), batch["context"]
             keys = jax.random.split(jax.random.fold_in(key, index))
             t, noise = levels(parts.rollout, keys[0], *x0.shape[:2]), jax.random.normal(keys[1], x0.shape)
-            params, block_frames = latent.working(parts.dit.config, params), parts.rollout.block_frames
-            loss = losses.teacher_forcing_loss(parts.dit, params, x0, context, t, noise, block_frames)
+            loss = losses.teacher_forcing_loss(
+                parts.dit, whole(params, fixed), x0, context, t, noise, block_frames
+            )
             return loss, {"loss": loss}
 
         return train.descend(state, objective, batch, optimizer, options, config.accumulate)

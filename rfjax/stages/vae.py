@@ -39,6 +39,12 @@ def networks(config):
     return {"vae": Source(random, config.init_from)}
 
 
+def frozen(config):
+    """Nothing."""
+    del config
+    return {}
+
+
 def init(config, params):
     """TrainState of params["vae"], without the latents' statistics that a file may hold: they are measured at the end."""
     z = _network(config).config.z_dim
@@ -58,8 +64,8 @@ def update(config):
     vae, (optimizer, options) = _network(config), _optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step_once(state, frozen, batch, step):
-        del frozen
+    def step_once(state, fixed, batch, step):
+        del fixed
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         weights = {"square": config.square, "edge": config.edge, "kl": config.kl}
 
@@ -94,10 +100,11 @@ def psnr(out, video):
 
 
 def export(config):
-    """f(state) → {"vae": averaged parameters with their latents' statistics}."""
+    """f(state, {}) → {"vae": averaged parameters with their latents' statistics}."""
     measure = latent_statistics(config)
 
-    def exported(state):
+    def exported(state, fixed):
+        del fixed
         mean, std = measure(state.ema)
         return {"vae": state.ema | {"latent_mean": mean, "latent_std": std}}
 
@@ -119,11 +126,11 @@ def latent_statistics(config):
 
 
 def sample(config):
-    """f(state, key) → held-out clips, original | reconstruction [N, F, H, 2 W, 3], and their captions."""
+    """f(state, {}, key) → held-out clips, original | reconstruction [N, F, H, 2 W, 3], and their captions."""
     reconstruct, held_out = _reconstruct(config), _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[0]
 
-    def samples(state, key):
-        del key
+    def samples(state, fixed, key):
+        del fixed, key
         out = reconstruct(state.ema, held_out["video"])
         return jnp.concatenate([to_float(held_out["video"]), out], 3), list(held_out["caption"])
 
@@ -131,12 +138,14 @@ def sample(config):
 
 
 def evaluate(config):
-    """f(state) → {"held_out_psnr": dB} of the averaged parameters over clips that training never shows."""
+    """f(state, {}) → {"held_out_psnr": dB} of the averaged parameters over clips that training never shows."""
     reconstruct, held_out = (
         _reconstruct(config),
         _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[1]["video"],
     )
-    return lambda state: {"held_out_psnr": float(psnr(reconstruct(state.ema, held_out), to_float(held_out)))}
+    return lambda state, fixed: {
+        "held_out_psnr": float(psnr(reconstruct(state.ema, held_out), to_float(held_out)))
+    }
 
 
 def to_float(video):

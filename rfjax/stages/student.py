@@ -1,0 +1,91 @@
+"""The transformer that a stage trains: all of its parameters, or adapters of fixed ones where a config has a section `lora`."""
+
+import dataclasses
+import functools
+
+import jax
+
+from rfjax import config, lora, sampler
+from rfjax import state as train
+from rfjax.dit import DiTConfig
+from rfjax.errors import UserError
+from rfjax.stages.sources import Source
+
+
+def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
+    """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
+    kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")
+    return Source(functools.partial(sampler.initial, "dit", kept), path)
+
+
+def trained(settings) -> Source:
+    """The parameters in settings.init_from, or random where it is empty; fresh adapters of them where settings has `lora`."""
+    sizes, adapt = config.build(DiTConfig, settings, "dit"), _lora(settings)
+    if adapt is None:
+        return transformer(sizes, settings.init_from)
+    if not settings.init_from:
+        raise UserError("config.lora adapts what is there; give config.init_from.")
+    return Source(lambda key: lora.init(adapt, sampler.abstract("dit", sizes), key))
+
+
+def base(settings) -> dict[str, Source]:
+    """{"base": the fixed parameters that are adapted}; {} where all are trained."""
+    if _lora(settings) is None:
+        return {}
+    sizes = config.build(DiTConfig, settings, "dit")
+    return {"base": transformer(sizes, settings.init_from, frozen=True)}
+
+
+def networks(settings) -> dict[str, Source]:
+    """{"dit"} of a stage that trains one network."""
+    return {"dit": trained(settings)}
+
+
+def init(settings, params) -> train.TrainState:
+    """The state before the first step from {"dit"}."""
+    return train.create(params["dit"], optimizer(settings)[0])
+
+
+def optimizer(settings, section: str = "optimizer"):
+    """(optax transformation, its options) of a section."""
+    options = config.build(train.OptimizerConfig, settings, section)
+    return train.make_optimizer(options, settings.steps), options
+
+
+def working(settings):
+    """f(what is trained, frozen params) → the whole network's parameters in the dtype of the computation.
+
+    For one pass through the network: gradients come back to what is trained, in float32.
+    """
+    dtype, adapt = config.build(DiTConfig, settings, "dit").dtype, _lora(settings)
+
+    def whole(params, fixed):
+        if adapt is not None:
+            params = lora.merge(fixed["base"], params, adapt.scale)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return whole
+
+
+def averaged(settings):
+    """f(TrainState, frozen params) → the whole network's averaged parameters."""
+    adapt = _lora(settings)
+    if adapt is None:
+        return lambda state, fixed: state.ema
+    merge = jax.jit(functools.partial(lora.merge, scale=adapt.scale))
+    return lambda state, fixed: merge(fixed["base"], state.ema)
+
+
+def export(settings):
+    """f(TrainState, frozen params) → {"dit": averaged parameters}, and {"lora": adapters alone, see `rfjax.lora`}."""
+    whole, adapt = averaged(settings), _lora(settings)
+
+    def exported(state, fixed):
+        alone = {} if adapt is None else {"lora": lora.scaled(state.ema, adapt.scale)}
+        return {"dit": whole(state, fixed)} | alone
+
+    return exported
+
+
+def _lora(settings) -> lora.LoRAConfig | None:
+    return config.build(lora.LoRAConfig, settings, "lora") if "lora" in settings else None

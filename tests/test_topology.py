@@ -1,0 +1,203 @@
+"""Preflight by compiling: operations against closed forms, what lies on a chip, the verdict, the command; TPUs where libtpu is."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rfjax import axes, flash
+from rfjax.errors import UserError
+from rfjax.preflight import __main__ as command
+from rfjax.preflight import compiled, programs, report, topology
+from rfjax.preflight.flops import flops
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    return Mesh(devices, axes.MESH, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract(mesh, *shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+# Operations
+
+
+def test_products_count_as_often_as_their_loop_runs():
+    def program(x):
+        x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, length=5)
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert flops(jax.make_jaxpr(program)(jnp.ones((4, 4)))) == (5 + 2) * 2 * 4**3
+
+
+def test_a_convolution_counts_every_tap():
+    image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    dims = ("NHWC", "HWIO", "NHWC")
+    program = lambda *args: jax.lax.conv_general_dilated(*args, (1, 1), "SAME", dimension_numbers=dims)  # noqa: E731
+    assert flops(jax.make_jaxpr(program)(image, kernel)) == 2 * (2 * 8 * 8 * 5) * 3 * 3 * 3
+
+
+def test_the_attention_kernel_counts_its_products():
+    q, k = jnp.ones((1, 256, 2, 128)), jnp.ones((1, 512, 2, 128))
+    counted = flops(jax.make_jaxpr(lambda q, k: flash.flash(q, k, k, None))(q, k))
+    assert counted == 2 * 2 * 2 * 256 * 512 * 128  # q·k and weights·v, two heads
+
+
+# What lies on a chip
+
+
+def test_what_another_program_needs_lies_there_too(mesh):
+    mine, shared, other = abstract(mesh, 8, 8), abstract(mesh, 16), abstract(mesh, 100)
+    named = {
+        "first": programs.Program(jax.jit(lambda x, y: (x @ x).sum() + y.sum()), (mine, shared)),
+        "second": programs.Program(jax.jit(lambda y, z: y.sum() + z.sum()), (shared, other)),
+    }
+    first, second = compiled.measure(named, mesh).values()
+    assert (first["arguments"], first["elsewhere"]) == (4 * (64 + 16), 4 * 100)
+    assert (second["arguments"], second["elsewhere"]) == (4 * (16 + 100), 4 * 64)
+    assert first["total"] == sum(first[part] for part in ("arguments", "outputs", "temporaries", "elsewhere"))
+    assert first["flops"] == 2 * 8**3 and second["flops"] == 0
+
+
+def test_a_batch_is_split_and_parameters_go_by_their_rules():
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), axes.MESH)
+    leaf = jax.ShapeDtypeStruct((16, 8), jnp.float32)
+    state, batch = programs._placer(mesh)(
+        ({"dense": {"kernel": leaf}}, {"context": jax.ShapeDtypeStruct((8, 3), "float32")})
+    )
+    assert programs.share(state["dense"]["kernel"]) == 16 * 8 * 4 // 4
+    assert programs.share(batch["context"]) == 8 * 3 * 4 // 8
+
+
+def test_the_largest_arrays_are_named():
+    text = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), 1)).lower(jnp.ones(300)).compile().as_text()
+    (size, kind, source), *_ = compiled.buffers(text)
+    assert size == 4 * 300 * 300 and kind == "f32[300,300]"
+
+
+@pytest.mark.parametrize(
+    "said, size",
+    [
+        (
+            "the total memory required for HLO temporaries (22.50G) exceeds available HBM (15.75G).",
+            22.5 * 2**30,
+        ),
+        ("Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm.", 2**29),
+    ],
+)
+def test_what_a_compiler_wanted_is_read_of_its_refusal(said, size):
+    assert compiled._wanted(said) == size
+
+
+FIGURES = {
+    "arguments": 50,
+    "outputs": 1,
+    "temporaries": 30,
+    "elsewhere": 19,
+    "total": 100,
+    "flops": 1e12,
+    "compile": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "memory, more, fits", [(100, {}, True), (99, {}, False), (1000, {"refused": "too much"}, False)]
+)
+def test_the_verdict(memory, more, fits, capsys):
+    settings = command.config.load(str(ROOT / "configs/wan_1_3b.py"))
+    assert report.show({"step": FIGURES | {"buffers": []} | more}, memory, None, settings) == fits
+    assert ("\nFITS" in capsys.readouterr().out) == fits
+
+
+def test_advice_begins_with_what_takes_most():
+    settings = command.config.load(str(ROOT / "configs/wan_distill_14b.py"))
+    many, busy = FIGURES, FIGURES | {"temporaries": 3000}
+    assert "chip, the step 31 " not in report.advice(busy, settings)
+    assert report.advice(many, settings).split("; ")[1].startswith("more devices along config.mesh.fsdp")
+    assert report.advice(busy, settings).split("; ")[1].startswith("a larger config.accumulate (now 1)")
+
+
+# The command
+
+
+def test_command_end_to_end_on_several_devices(tmp_path):
+    """A debug stage for 2 devices: fits in what there is, and not in a kilobyte; the figures are written."""
+    told = tmp_path / "told.json"
+    line = [
+        sys.executable,
+        "-m",
+        "rfjax.preflight",
+        "--config",
+        "configs/shapes_debug.py",
+        "--topology",
+        "cpu:2",
+    ]
+    small = ["--memory", "0.000001", "--json", str(told)]
+    run = subprocess.run([*line, *small], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert "DOES NOT FIT (vae): parameters and optimisers take" in run.stdout
+    figures = json.loads(told.read_text())
+    assert figures["mesh"] == {"data": 2, "fsdp": 1, "context": 1} and not figures["fits"]
+    vae = figures["programs"]["vae"]
+    assert vae["collectives"]["all-reduce"] > 0 and vae["flops"] > 0 and vae["total"] > vae["arguments"] > 0
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["--topology", "v9:2x2"], "There is no topology 'v9:2x2'; give one such as v5p:2x2x1"),
+        (["--topology", "cpu:0"], "There is no topology 'cpu:0'"),
+        (["--topology", "cpu:64"], "CPU devices by now, not 64"),
+        (
+            ["--topology", "cpu:1", "--config.mesh.fsdp=3"],
+            "The mesh 1×3×1 (data, fsdp, context) needs 3 devices",
+        ),
+        (["--config.mesh.fspd=3"], "--config.mesh.fspd=3 changes nothing"),
+        (["--json", "x.json"], "--json writes the figures of --topology"),
+    ],
+)
+def test_command_fails_in_one_sentence(args, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--config", str(ROOT / "configs/shapes_debug.py"), *args])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("pip install -e '.[tpu]'")):
+        topology.devices("v5p:2x2x1")
+
+
+# TPUs that are not here
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'"
+)
+def test_a_program_for_tpus_takes_the_kernel_on_each_chips_share():
+    from rfjax import attention
+
+    devices = topology.devices("v5e:2x2")
+    mesh = Mesh(np.array(devices).reshape(1, 2, 2), axes.MESH, axis_types=(AxisType.Auto,) * 3)
+    place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "context", None))
+    q = jax.ShapeDtypeStruct((2, 300, 4, 128), jnp.bfloat16, sharding=place)
+    with jax.set_mesh(mesh):
+        grad = jax.jit(jax.grad(lambda q: attention.attend(q, q, q).astype(jnp.float32).sum()))
+        traced = grad.trace(q)
+        text = traced.lower().compile().as_text()
+    assert "splash_mha_fwd" in text and "splash_mha_dkv" in text and "splash_mha_dq" in text
+    assert not re.search(r"\[[\d,]*300,300\]|\[[\d,]*384,384\]", text)  # no matrix of scores
