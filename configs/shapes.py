@@ -45,6 +45,8 @@ def training(stage: str, variant: str, quick: dict, **settings) -> ConfigDict:
     config.accumulate = 1  # micro-batches that a batch is split into, for memory
     config.log_every = 20
     config.keep = 2
+    config.best = ""  # a measured value, such as right_shape, whose best checkpoint is kept too
+    config.max_skipped = 10  # updates in a row without a finite gradient that end the run
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
     config.vae_weights = "runs/vae/vae.safetensors"
     config.judged = 16  # held-out clips on which the detector judges a stage

@@ -56,5 +56,7 @@ def get_config() -> ConfigDict:
     config.log_every = 10
     config.save_every = 100
     config.keep = 2
+    config.best = ""
+    config.max_skipped = 10
     config.judged = 4
     return config

@@ -41,4 +41,6 @@ def get_config() -> ConfigDict:
     config.log_every = 10
     config.save_every = 250
     config.keep = 2
+    config.best = ""
+    config.max_skipped = 10
     return config

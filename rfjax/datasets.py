@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
+from rfjax.dit import DiT
 from rfjax.errors import UserError
 from rfjax.stages import latent, sources, student
 from rfjax.umt5 import UMT5Config
@@ -72,7 +73,17 @@ def ode_pairs(settings) -> Plan:
             path = solve(batch["context"], key)
             yield from _records(batch["caption"], "trajectory", path, batch["context"] if encoded else None)
 
-    names = ("record_frames", "teacher", "guidance", "solver_steps", "rollout", "world", "video", "prompts")
+    names = (
+        "record_frames",
+        "teacher",
+        "teacher_dit",
+        "guidance",
+        "solver_steps",
+        "rollout",
+        "world",
+        "video",
+        "prompts",
+    )
     return Plan(settings.data, settings.shards, make, _about(settings, *ORDER, *names))
 
 
@@ -80,7 +91,8 @@ def _solver(settings):
     """f(context [B, text_len, text_dim], key) → trajectories [B, S + 1, F, h, w, C]."""
     parts = latent.parts(settings)
     mesh = local_mesh(settings.record_batch)
-    source = {"teacher": student.transformer(parts.dit.config, settings.teacher, frozen=True)}
+    sizes = student.teacher_sizes(settings)
+    source = {"teacher": student.transformer(sizes, settings.teacher, frozen=True)}
     params = sources.load(source, jax.random.key(0), mesh)["teacher"]
     places = teacher.few_step_indices(parts.rollout.steps, settings.solver_steps)
     places = np.append(places, settings.solver_steps)
@@ -90,7 +102,7 @@ def _solver(settings):
     def solve(params, context, key):
         noise = jax.random.normal(key, (context.shape[0], settings.record_frames, *parts.frame_shape[1:]))
         path = teacher.ode_trajectory(
-            parts.dit,
+            DiT(sizes),
             params,
             noise,
             context,

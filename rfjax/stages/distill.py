@@ -46,7 +46,7 @@ def networks(config):
 
 def frozen(config):
     """The teacher, the negative prompt, what adapters adapt, and the VAE where longer clips are cropped with its help."""
-    teacher = {"teacher": student.transformer(_teacher_sizes(config), config.teacher, frozen=True)}
+    teacher = {"teacher": student.transformer(student.teacher_sizes(config), config.teacher, frozen=True)}
     teacher |= latent.unconditional(config) | student.base(config)
     return teacher | ({"vae": latent.codec(config)} if config.vae_weights else {})
 
@@ -192,7 +192,7 @@ def _critic_step(config):
 
 def _generator_step(config):
     parts = latent.parts(config)
-    teacher = DiT(_teacher_sizes(config))
+    teacher = DiT(student.teacher_sizes(config))
     optimizer, options = student.optimizer(config)
     loss_of, whole = OBJECTIVES[config.loss], student.working(config)
 
@@ -250,10 +250,6 @@ def _reencode(config, fixed):
 def _cast(parts, params):
     """The critic's parameters in the dtype of the computation."""
     return jax.tree.map(lambda x: x.astype(parts.dit.config.dtype), params)
-
-
-def _teacher_sizes(config) -> DiTConfig:
-    return build(DiTConfig, config, "teacher_dit" if "teacher_dit" in config else "dit")
 
 
 def export(config):

@@ -18,6 +18,11 @@ def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
     return Source(functools.partial(sampler.initial, "dit", kept), path)
 
 
+def teacher_sizes(settings) -> DiTConfig:
+    """Of the network in settings.teacher: the section `teacher_dit`, or `dit` where it is as large as the student."""
+    return config.build(DiTConfig, settings, "teacher_dit" if "teacher_dit" in settings else "dit")
+
+
 def trained(settings) -> Source:
     """The parameters in settings.init_from, or random where it is empty; fresh adapters of them where settings has `lora`."""
     sizes, adapt = config.build(DiTConfig, settings, "dit"), _lora(settings)
