@@ -19,7 +19,7 @@ from rfjax.errors import UserError
 from rfjax.stages import sources, student
 
 ROOT = Path(__file__).parents[1]
-QUICK = "bytes or (distill and 2x2x2)"  # the stage that has all that the others have, on all axes at once
+QUICK = "bytes or (ode and 2x2x2)"  # a stage of the transformer, on all axes at once; distillation compiles for minutes
 
 
 def mesh_of(data, fsdp, context):
