@@ -25,7 +25,7 @@ WORKDIR = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
-    "One of several processes; what the flags below leave out is asked of the environment.",
+    "This is one of several processes: find the others from the environment, as on a TPU pod.",
 )
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
@@ -48,7 +48,9 @@ def train(config, workdir: Path) -> None:
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
         if start >= config.steps:  # done before, perhaps stopped before the parameters were written
             report(log, state, start)
-        distributed.tell(f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/")
+        distributed.tell(
+            f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/; the first step compiles"
+        )
         for step in (bar := metrics.progress(start, config.steps)):
             state, values = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen

@@ -48,6 +48,9 @@ def training(stage: str, variant: str, quick: dict, **settings) -> ConfigDict:
     config.best = ""  # a measured value, such as right_shape, whose best checkpoint is kept too
     config.max_skipped = 10  # updates in a row without a finite gradient that end the run
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
+    config.lora = ConfigDict(
+        {"rank": 0, "alpha": 0.0, "targets": "blocks/(self|cross)_[qkvo]"}
+    )  # rank 0: train everything
     config.vae_weights = "runs/vae/vae.safetensors"
     config.judged = 16  # held-out clips on which the detector judges a stage
     for name, value in (settings | (quick if variant else {})).items():

@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
     config.made_by = "python -m rfjax.data encode-prompts --config configs/wan_distill_14b.py"
     config.mesh = ConfigDict({"data": 1, "fsdp": 8, "context": 1})
     config.batch_size = 8
+    config.lora = ConfigDict(
+        {"rank": 0, "alpha": 0.0, "targets": "blocks/(self|cross)_[qkvo]"}
+    )  # rank 0: train everything
     config.accumulate = 1
     config.steps = 3000
     config.critic_steps = 5

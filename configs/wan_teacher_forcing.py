@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     config.shard_records = 64  # videos of a shard
     config.mesh = ConfigDict({"data": 1, "fsdp": 8, "context": 1})
     config.batch_size = 8
+    config.lora = ConfigDict(
+        {"rank": 0, "alpha": 0.0, "targets": "blocks/(self|cross)_[qkvo]"}
+    )  # rank 0: train everything
     config.accumulate = 1
     config.steps = 3000
     config.frames = 21

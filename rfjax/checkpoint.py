@@ -215,6 +215,8 @@ def remember(config, workdir: Path) -> None:
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
         _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file; give --workdir a folder.")
     if distributed.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(path, fields)

@@ -3,11 +3,13 @@
 A section maps one to one on a frozen dataclass, so a misspelt field is an error that says which.
 """
 
+import ast
 import dataclasses
 import difflib
 import os
 import re
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +61,25 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
         return dataclass(**config[name])
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{name} is not valid: {error}.") from error
+
+
+def changed(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config with fields set by words such as `--config.mesh.fsdp=8`; UserError for one that sets none."""
+    for word in words:
+        prefix, _, rest = word.partition(".")
+        path, given, value = rest.partition("=")
+        *sections, field = path.split(".")
+        if prefix != "--config" or not given:
+            raise UserError(f"There is no flag {word}; a field of the config is set by --config.FIELD=VALUE.")
+        section = config
+        try:
+            for name in sections:
+                section = section[name]
+            old = section[field]
+            section[field] = value if isinstance(old, str) else ast.literal_eval(value)
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            raise UserError(f"{word} changes nothing: give a field of the config and its value.") from error
+    return config
 
 
 def parse_flags(argv):

@@ -143,6 +143,8 @@ def encoded_prompts(settings, file: str) -> Plan:
 
     about = _about(settings, "text", "umt5", "negative_prompt") | _digest(lines, size)
     folder = latent.prompt_folder(settings)
+    if not folder:
+        raise UserError("The config reads no encoded prompts; give one with config.prompts or config.data.")
     return Plan(folder, -(-len(lines) // size), make, about, _negative(settings, read))
 
 

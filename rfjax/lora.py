@@ -23,13 +23,13 @@ from rfjax.errors import UserError, exit_cleanly
 class LoRAConfig:
     """Which kernels are adapted, and how much."""
 
-    rank: int
+    rank: int  # 0: no adapters, all parameters are trained
     alpha: float = 0.0  # of the scale α / r; 0 is r: a scale of 1
     targets: str = "blocks/(self|cross)_[qkvo]"  # regex of the layers' paths
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank {self.rank} must be 1 or more")
+        if self.rank < 0:
+            raise ValueError(f"rank {self.rank} must be 0 or more")
 
     @property
     def scale(self) -> float:

@@ -52,7 +52,10 @@ def locate(weights: str, wanted: Sequence[str]) -> Path:
         if lacking := _lacking(folder, wanted):
             raise UserError(f"The folder {folder} lacks {', '.join(lacking)}; {_by_hand(folder, lacking)}.")
         return folder
-    if folder.exists() or not HUB_ID.fullmatch(weights):
+    meant_here = (
+        folder.parent != Path() and folder.parent.is_dir()
+    )  # weights/mine: a folder, though it reads like an id
+    if folder.exists() or meant_here or not HUB_ID.fullmatch(weights):
         raise UserError(
             f"There is no folder {weights}; name one that holds {', '.join(wanted)}, "
             "or a repository of the hub such as TencentARC/RollingForcing."

@@ -455,11 +455,16 @@ def test_trajectory_of_other_points_is_told(weights, tmp_path):
         (["ode-pairs", "more"], {}, "leave 'more' out"),
         (["ode-pairs"], {"prompts": "none"}, "no records in none: make them with `python -m rfjax.data encode-prompts"),
         (["ode-pairs"], {}, "The config names no encoded prompts: set config.prompts"),
+        (["encode-prompts", "{}/one.txt"], {"data": ""}, "give one with config.prompts or config.data"),
+        (["encode-prompts", "{}/one.txt", "--config.dada=x"], {}, "--config.dada=x changes nothing"),
+        (["encode-prompts", "{}/one.txt", "--shard=1"], {}, "There is no flag --shard=1"),
+        (["encode-videos", "{}/short"], {}, "No clip came of"),
     ],
 )  # fmt: skip
 def test_mistake_of_a_data_command_is_one_sentence(words, changes, says, weights, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "one.txt").write_text("a boat")
+    save_video(tmp_path / "short" / "a.mp4", range(FRAMES - 1))
     changes = {key: x.format(tmp_path) if isinstance(x, str) else x for key, x in changes.items()}
     settings = settings_of(weights, tmp_path / "made")
     settings.update(changes)
@@ -468,6 +473,14 @@ def test_mistake_of_a_data_command_is_one_sentence(words, changes, says, weights
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.startswith("error: ") and says in told and told.count("\n") == 1
     assert not (tmp_path / "made").exists()
+
+
+def test_command_that_lacks_settings_names_them(weights, tmp_path, capsys):
+    settings = settings_of(weights, tmp_path / "made")
+    del settings.teacher, settings.record_batch
+    with pytest.raises(SystemExit):
+        make(settings, tmp_path, "ode-pairs")
+    assert "has no record_batch, teacher, which ode-pairs needs" in capsys.readouterr().err
 
 
 def test_batch_that_the_devices_do_not_divide_is_told(monkeypatch):

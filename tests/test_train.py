@@ -95,6 +95,7 @@ def command(*flags):
         (["--config", "configs/shapes_debu.py", "--workdir", "{}/w"], "did you mean configs/shapes_debug.py"),
         (["--config", "configs/shapes.py", "--workdir", "{}/w"], "config.stage must be one of"),
         (["--config", DEBUG, "--workdir", "{}/file/w"], "Not a directory"),
+        (["--config", DEBUG, "--workdir", "{}/file"], "is a file; give --workdir a folder"),
         (["--workdir", "{}/w"], "Give --config"),
         (["--config", DEBUG, "--workdir", "{}/w", "--distributed"], "give --coordinator HOST:PORT"),
     ],

@@ -108,6 +108,20 @@ def wait_for(folder, shards):
         time.sleep(WAIT)
 
 
+def count(folder) -> int:
+    """Records in a folder."""
+    return len(grain.sources.ArrayRecordDataSource(sorted(map(str, Path(folder).glob(f"*{SUFFIX}")))))
+
+
+def discard(folder, *names):
+    """Removes a folder's shards, what they are made of, and other files by name; the folder too if it is empty then."""
+    folder = Path(folder)
+    for path in (*folder.glob(f"*{SUFFIX}"), folder / ABOUT, *(folder / name for name in names)):
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def write_shard(path, examples):
     """Writes records to one file, which appears under its name only when complete."""
     path = Path(path)

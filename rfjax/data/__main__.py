@@ -7,7 +7,7 @@
 
 All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder (SLURM, Open MPI
 and TPU pods are noticed), each makes its share of the shards. They go to config.data; those of encode-prompts to config.prompts
-where the config has both.
+where the config has both. A field of the config is changed by `--config.data=FOLDER`.
 """
 
 import argparse
@@ -23,25 +23,40 @@ COMMANDS = {
     "encode-prompts": datasets.encoded_prompts,
     "ode-pairs": datasets.ode_pairs,
 }
+NEEDS = {  # settings without which a command cannot work
+    "latents": ("data", "record_frames", "record_batch", "shard_records", "shards"),
+    "encode-videos": ("data", "record_frames", "record_batch", "vae_weights"),
+    "encode-prompts": (),
+    "ode-pairs": ("data", "record_frames", "record_batch", "shard_records", "shards", "teacher", "guidance"),
+}
 SOURCES = {"encode-videos": "FOLDER", "encode-prompts": "FILE"}
 
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rfjax.data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rfjax.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("source", nargs="?", help="encode-videos: a folder; encode-prompts: a text file")
     parser.add_argument("--config", required=True, help="a stage's config, which names the folder")
     parser.add_argument(
         "--shards", type=int, help="how many files latents and ode-pairs make (default config.shards)"
     )
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()
     if args.what in SOURCES and (args.source is None or args.shards is not None):
         raise UserError(f"Write `python -m rfjax.data {args.what} {SOURCES[args.what]} --config FILE`.")
     if args.what not in SOURCES and args.source is not None:
         raise UserError(f"{args.what} makes its records from the config alone; leave {args.source!r} out.")
     compilation.keep_programs()
-    settings = config.load(args.config)
+    settings = config.changed(config.load(args.config), rest)
+    if lacking := [name for name in NEEDS[args.what] if name not in settings]:
+        raise UserError(
+            f"{args.config} has no {', '.join(lacking)}, which {args.what} needs; give a config of the stage that reads them."
+        )
     if args.shards:
         settings.shards = args.shards
     if distributed.detected():
@@ -62,6 +77,12 @@ def run(what: str, settings, source: list[str]) -> None:
         print("\n".join(plan.skipped))
         print(f"{len(plan.skipped)} sources gave no records, or not all that are in them.")
     data.wait_for(plan.folder, plan.shards)
+    if plan.skipped and not data.count(plan.folder):
+        if distributed.is_main():
+            data.discard(plan.folder, latent.NEGATIVE)
+        raise UserError(
+            f"No clip came of {source[0]}, so nothing is kept in {plan.folder}; give longer videos."
+        )
     distributed.tell(f"{plan.shards} shards are in {plan.folder}/")
 
 

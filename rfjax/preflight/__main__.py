@@ -8,7 +8,6 @@ what each takes of a chip. A field of the config is changed by `--config.batch_s
 """
 
 import argparse
-import ast
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     """The flags, and the config with its fields changed."""
     describe = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser(**describe, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m rfjax.preflight", **describe, allow_abbrev=False)
     add = parser.add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config()")
     add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
@@ -38,29 +37,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
     add("--json", metavar="FILE", help="write the figures of --topology there")
     args, rest = parser.parse_known_args(argv)
-    if unknown := [word for word in rest if not word.startswith("--config.")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
         raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
     if args.json and not args.topology:
         raise UserError("--json writes the figures of --topology; give that too.")
-    settings = config.load(args.config)
-    for word in rest:
-        _change(settings, word)
-    return args, settings
-
-
-def _change(settings: ConfigDict, word: str) -> None:
-    """Sets a field by `--config.mesh.fsdp=8`."""
-    name, given, value = word.removeprefix("--config.").partition("=")
-    *sections, field = name.split(".")
-    try:
-        for section in sections:
-            settings = settings[section]
-        old = settings[field]
-        settings[field] = value if isinstance(old, str) else ast.literal_eval(value)
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{word} changes nothing: give a field of the config and its value.") from error
+    return args, config.changed(config.load(args.config), rest)
 
 
 def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""The transformer that a stage trains: all of its parameters, or adapters of fixed ones where a config has a section `lora`."""
+"""The transformer that a stage trains: all of its parameters, or adapters of fixed ones where config.lora.rank is not 0."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ def teacher_sizes(settings) -> DiTConfig:
 
 
 def trained(settings) -> Source:
-    """The parameters in settings.init_from, or random where it is empty; fresh adapters of them where settings has `lora`."""
+    """The parameters in settings.init_from, or random where it is empty; or fresh adapters of them."""
     sizes, adapt = config.build(DiTConfig, settings, "dit"), _lora(settings)
     if adapt is None:
         return transformer(sizes, settings.init_from)
@@ -93,4 +93,5 @@ def export(settings):
 
 
 def _lora(settings) -> lora.LoRAConfig | None:
-    return config.build(lora.LoRAConfig, settings, "lora") if "lora" in settings else None
+    adapt = config.build(lora.LoRAConfig, settings, "lora") if "lora" in settings else None
+    return adapt if adapt and adapt.rank else None
