@@ -23,10 +23,14 @@ CALLED = re.compile(r"\b(condition|body|calls|to_apply|true_computation|false_co
 def collectives(compiled) -> dict[str, float]:
     """{kind: bytes that a device sends in a run} of a `jax.stages.Compiled`, for the kinds that it has.
 
-    What a loop sends counts as often as the loop runs, or once where XLA does not know how often that is. Of a conditional, the
-    branch that sends most counts. Where groups of devices differ in size, the first is taken.
+    What a loop sends counts as often as the loop runs, or once where that is not known. Of a conditional, the branch that sends
+    most counts. Where groups of devices differ in size, the first is taken.
     """
-    text = compiled.as_text()
+    return of_text(compiled.as_text())
+
+
+def of_text(text: str) -> dict[str, float]:
+    """`collectives` of a program's text."""
     bodies, entry = _computations(text)
     devices = re.search(r"num_partitions=(\d+)", text)
     known = {}
@@ -35,7 +39,7 @@ def collectives(compiled) -> dict[str, float]:
         if name not in known:
             known[name] = collections.Counter()
             for line in bodies[name]:
-                known[name].update(_instruction(line, int(devices[1]) if devices else 1, sent))
+                known[name].update(_instruction(line, int(devices[1]) if devices else 1, sent, bodies))
         return known[name]
 
     return dict(sent(entry))
@@ -54,7 +58,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _instruction(line: str, devices: int, sent) -> dict[str, float]:
+def _instruction(line: str, devices: int, sent, bodies) -> dict[str, float]:
     """What an instruction sends by itself, or by the computations that it runs."""
     found = INSTRUCTION.match(line)
     if found is None or found["op"].endswith(("-done", "-update")):
@@ -69,11 +73,24 @@ def _instruction(line: str, devices: int, sent) -> dict[str, float]:
         names = [name for _, name in CALLED.findall(line)]
     if kind == "conditional":
         return max(map(sent, names), key=lambda branch: sum(branch.values()))
-    trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line) if kind == "while" else None
+    trips = _trips(line, bodies) if kind == "while" else 1
     total = collections.Counter()
     for name in names:
-        total.update({what: size * (int(trips[1]) if trips else 1) for what, size in sent(name).items()})
+        total.update({what: size * trips for what, size in sent(name).items()})
     return total
+
+
+def _trips(line: str, bodies) -> int:
+    """How often a loop runs: as XLA noted or, for TPUs it notes nothing, by a condition of the form `counter < constant`."""
+    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if noted:
+        return int(noted[1])
+    condition = "\n".join(bodies.get(re.search(r"condition=%?([\w.-]+)", line)[1], []))
+    compared = re.search(r"ROOT .* compare\(\S+, %?([\w.-]+)\), direction=LT", condition)
+    bound = compared and re.search(
+        rf"%?{re.escape(compared[1])} = [su]32\[\]\S* constant\((\d+)\)", condition
+    )
+    return int(bound[1]) if bound else 1
 
 
 def _result_bytes(kind: str, op: str) -> float:

@@ -20,7 +20,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from rfjax import checkpoint, config, sharding
-from rfjax.collectives import collectives
+from rfjax.collectives import collectives, of_text
 from rfjax.stages import STAGES, latent, sources, student
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -195,6 +195,29 @@ def test_bytes_sent_are_those_of_the_closed_form(program):
         x = jax.ShapeDtypeStruct((64, 16), jnp.float32)
         compiled = jax.jit(f, in_shardings=inputs, out_shardings=outputs).lower(x).compile()
     assert collectives(compiled) == wanted
+
+
+FOR_TPU = """HloModule loops, num_partitions=4
+
+%cond (state: (s32[], f32[256])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(BOUND)
+  %state = (s32[]{:T(128)}, f32[256]{0}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count, %bound), direction=LT
+}
+
+%body (state: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %permuted = f32[256]{0} collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  ROOT %loop = (s32[], f32[256]{0}) while(%start), condition=%cond, body=%body
+}
+"""
+
+
+def test_bytes_of_a_loop_whose_trips_only_its_condition_tells():
+    assert of_text(FOR_TPU.replace("BOUND", "6")) == {"collective-permute": 6 * 256 * 4}
 
 
 if __name__ == "__main__":
