@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -111,6 +112,13 @@ FIGURES = {
     "flops": 1e12,
     "compile": 1.0,
 }
+
+
+def test_on_tpus_the_compilers_peak_counts_and_elsewhere_its_temporaries():
+    told = types.SimpleNamespace(argument_size_in_bytes=10, output_size_in_bytes=7, alias_size_in_bytes=5)
+    told.temp_size_in_bytes, told.generated_code_size_in_bytes, told.peak_memory_in_bytes = 40, 1, 30
+    assert compiled._memory(told, "cpu") == {"arguments": 10, "outputs": 2, "temporaries": 41}
+    assert compiled._memory(told, "tpu") == {"arguments": 10, "outputs": 2, "temporaries": 19}
 
 
 @pytest.mark.parametrize(
