@@ -9,6 +9,8 @@ import contextlib
 import io
 import math
 import os
+import signal
+import threading
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -97,6 +99,22 @@ class _File(io.FileIO):
             raise self.error
 
 
+@contextlib.contextmanager
+def _interrupts_wait():
+    """Ctrl-C takes effect when this is left: raised in a container's callback, it vanishes."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is the main thread's
+        yield
+        return
+    came = []
+    usual = signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came and callable(usual):
+        usual(*came[0])
+
+
 class _Encoder(Writer):
     """What mp4 and gif share: frames → [filters] → encoder → container, through PyAV."""
 
@@ -117,8 +135,9 @@ class _Encoder(Writer):
         self._mux(self._prepare(picture))
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(picture):
-            self._container.mux(packet)
+        with _interrupts_wait():
+            for packet in self._stream.encode(picture):
+                self._container.mux(packet)
         self._file.check()
 
     def _finish(self):
@@ -126,8 +145,9 @@ class _Encoder(Writer):
             if self.frames:
                 self._mux(None)
         finally:
-            self._container.close()
-            self._file.close()
+            with _interrupts_wait():
+                self._container.close()
+                self._file.close()
             self._file.check()
 
     def _prepare(self, picture: av.VideoFrame) -> av.VideoFrame:

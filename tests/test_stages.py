@@ -230,37 +230,27 @@ def shown_by(network):
 
 
 def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloat16(folder):
-    settings = settings_of(
-        "distill", folder, loss="sid", accumulate=2, vae_weights="", critic_warmup=0, critic_steps=1
-    )
+    """Traced, not run: compiling it takes a minute. `test_losses` has the numbers of the loss, `test_state` those of the parts."""
+    settings = settings_of("distill", folder, loss="sid", accumulate=2, vae_weights="", critic_warmup=0)
     settings.update({"critic_init": "", "teacher": ""})
     settings.dit.dtype = "bfloat16"
     settings.teacher_dit = settings.dit.copy_and_resolve_references()
     settings.teacher_dit.num_layers = 2
-    stage, mesh = STAGES["distill"], sharding.make_mesh(sharding.MeshConfig())
-    key = jax.random.key(0)
+    stage, key = STAGES["distill"], jax.random.key(0)
+    mesh = sharding.make_mesh(sharding.MeshConfig())
     fixed, params = (sources.load(which(settings), key, mesh) for which in (stage.frozen, stage.networks))
-    assert (
-        list(fixed) == ["teacher", "negative"]
-        and fixed["teacher"]["blocks"]["ffn_in"]["kernel"].shape[0] == 2
-    )
+    assert sorted(fixed) == ["negative", "teacher"]
+    assert fixed["teacher"]["blocks"]["ffn_in"]["kernel"].shape[0] == 2
     assert {x.dtype for x in jax.tree.leaves(fixed["teacher"])} == {jnp.dtype("bfloat16")}
     state = stage.init(settings, params)
     assert {x.dtype for x in jax.tree.leaves(state.generator.params)} == {jnp.dtype("float32")}
-    kernel = np.asarray(state.generator.params["head"]["kernel"])
-    for name, (_, arguments) in distill.programs(settings).items():
-        like = (
-            getattr(state, name),
-            getattr(state, "critic" if name == "generator" else "generator").params,
-            fixed,
-        )
+    for name, (function, arguments) in distill.programs(settings).items():
+        network, other = state.generator, state.critic
+        like = (network, other.params, fixed) if name == "generator" else (other, network.params, fixed)
         assert describe(arguments[:3]) == describe(like)
-    batch = sharding.put_batch(next(data.iterate(stage.data(settings))), mesh)
-    state, told = stage.update(settings)(state, fixed, batch, 0)
-    assert (
-        np.isfinite(list(told.values())).all()
-        and np.abs(kernel - state.generator.params["head"]["kernel"]).max() > 0
-    )
+        after, told = jax.eval_shape(function, *arguments)
+        assert describe(after) == describe(like[0])
+        assert {x.shape for x in told.values()} == {()}
 
 
 def test_adapters_of_fixed_parameters_learn_and_are_exported_merged(folder):

@@ -35,6 +35,26 @@ def mean_error(a, b):
     return np.abs(a.astype(float) - b.astype(float)).mean()
 
 
+def test_ctrl_c_within_the_containers_callback_is_not_lost(tmp_path, monkeypatch):
+    class Interrupted(video._File):
+        def write(self, data):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().write(data)
+
+    clip, written = moving_square(), 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(video, "_File", Interrupted)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with video.open_writer(tmp_path / "clip.mp4", FPS, (32, 48), scale=1, crf=10) as writer:
+                for frame in clip:
+                    writer.write(frame[None])
+                    written += 1
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert written < len(clip) and len(decode(tmp_path / "clip.partial.mp4")) >= written
+
+
 def test_mp4_gives_the_frames_back(tmp_path):
     clip = moving_square()
     with video.open_writer(tmp_path / "clip.mp4", FPS, (32, 48), scale=4, crf=10) as writer:
