@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.teacher = "weights/wan_14b/dit.safetensors"
     config.vae_weights = ""  # a VAE's folder makes clips longer than 21 frames begin with an encoded picture
     config.data = "data/prompts"
-    config.made_by = "python -m rfjax.data encode-prompts --config configs/wan_distill_14b.py"
+    config.negative_prompt = ""
     config.mesh = ConfigDict({"data": 1, "fsdp": 8, "context": 1})
     config.batch_size = 8
     config.lora = ConfigDict(
@@ -61,5 +61,4 @@ def get_config() -> ConfigDict:
     config.keep = 2
     config.best = ""
     config.max_skipped = 10
-    config.judged = 4
     return config

@@ -68,7 +68,8 @@ def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     q = einops.rearrange(q, "b a (c n) k -> c b a n k", c=count)
     if mask is not None:
         mask = jnp.pad(mask, ((0, spare), (0, 0))).reshape(count, chunk, -1)
-    out = jax.lax.map(lambda part: _scores(part[0], k, v, part[1]), (q, mask))
+    # the backward pass makes a chunk's scores anew: kept, they would be all scores again
+    out = jax.lax.map(jax.checkpoint(lambda part: _scores(part[0], k, v, part[1])), (q, mask))
     return einops.rearrange(out, "c b a n k -> b (c n) a k")[:, :queries]
 
 

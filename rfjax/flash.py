@@ -74,6 +74,7 @@ def flash(q: Array, k: Array, v: Array, mask: Array | FrameMask | None, interpre
         tokens = tuple(length // frames for length, frames in zip(lengths, mask.frames.shape, strict=True))
         shown = FrameMask(mask.frames, tokens, padded)
     elif mask is not None:
+        assert mask.shape[0] == 1, "a mask that is traced says which keys are there, the same for every query"
         valid = jnp.repeat(mask[0], keys // mask.shape[1])
     if valid is None and kv_len > keys:
         valid = jnp.ones(keys, bool)

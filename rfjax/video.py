@@ -113,6 +113,8 @@ def _interrupts_wait():
         signal.signal(signal.SIGINT, usual)
     if came and callable(usual):
         usual(*came[0])
+    elif came:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class _Encoder(Writer):

@@ -121,11 +121,6 @@ def prompts(settings, batch_size: int | None = None):
     return texts(settings, folder, batch_size or settings.batch_size).map(_numbers)
 
 
-def captions(settings, batch_size: int):
-    """Endless batches {"context" [B, text_len, text_dim]} of the small world's training captions."""
-    return texts(settings, "", batch_size).map(_numbers)
-
-
 def texts(settings, folder: str, batch_size: int):
     """Endless batches {"caption" [B], "context" [B, text_len, text_dim]}: the encoded prompts of a folder, or the small world's
     training captions where it is "". UserError as `records` has them, or where there is neither.
@@ -267,9 +262,9 @@ def reencoder(settings):
 
     def reencode(params, latents, frame):
         apply = functools.partial(vae.apply, {"params": params})
-        video = apply(apply(latents, method="denormalise"), method="decode")
+        video, _ = apply(latents, method="decode_normalised")
         image = jax.lax.dynamic_slice_in_dim(video, stride * frame, 1, axis=1)
-        return apply(apply(image, method="encode")[0], method="normalise")
+        return apply(image, method="encode_normalised")[0]
 
     return reencode
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rfjax import losses, rollout
 from rfjax import state as train
+from rfjax.errors import UserError
 from rfjax.stages import latent, student
 
 
@@ -49,6 +50,11 @@ def update(config):
 def generate(config):
     """f(params, context, key) → latents [B, F, h, w, C] rolled out by config.method."""
     parts = latent.parts(config)
+    latent.whole_blocks(config, "frames")
+    if config.method not in rollout.METHODS:
+        raise UserError(
+            f"config.method is {config.method!r}; it must be one of {', '.join(rollout.METHODS)}."
+        )
 
     @jax.jit
     def run(params, context, key):
