@@ -180,7 +180,9 @@ def _critic_step(config):
             clip = roll(config, parts, how, generator, context, drawn, keys[1])
             clip, _ = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
             _, t, noise = score_draw(config, keys[2], clip)
-            loss = losses.critic_loss(parts.dit, _cast(parts, params), clip, context, t, noise)
+            loss = losses.critic_loss(
+                parts.dit, student.cast(parts.dit.config, params), clip, context, t, noise
+            )
             return loss, {"loss": loss}
 
         context = _part(config, batch["context"], part)
@@ -197,7 +199,7 @@ def _generator_step(config):
     loss_of, whole = OBJECTIVES[config.loss], student.working(config)
 
     def step(generator, critic_params, fixed, batch, key):
-        critic = _cast(parts, critic_params)
+        critic = student.cast(parts.dit.config, critic_params)
 
         def objective(params, context, index):
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
@@ -245,11 +247,6 @@ def _part(config, context, index):
 
 def _reencode(config, fixed):
     return functools.partial(latent.reencoder(config), fixed["vae"]) if "vae" in fixed else None
-
-
-def _cast(parts, params):
-    """The critic's parameters in the dtype of the computation."""
-    return jax.tree.map(lambda x: x.astype(parts.dit.config.dtype), params)
 
 
 def export(config):

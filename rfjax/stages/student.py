@@ -57,17 +57,22 @@ def optimizer(settings, section: str = "optimizer"):
     return train.make_optimizer(options, settings.steps), options
 
 
+def cast(sizes: DiTConfig, params):
+    """Parameters in the dtype of the computation; gradients come back in theirs."""
+    return jax.tree.map(lambda x: x.astype(sizes.dtype), params)
+
+
 def working(settings):
     """f(what is trained, frozen params) → the whole network's parameters in the dtype of the computation.
 
     For one pass through the network: gradients come back to what is trained, in float32.
     """
-    dtype, adapt = config.build(DiTConfig, settings, "dit").dtype, _lora(settings)
+    sizes, adapt = config.build(DiTConfig, settings, "dit"), _lora(settings)
 
     def whole(params, fixed):
         if adapt is not None:
             params = lora.merge(fixed["base"], params, adapt.scale)
-        return jax.tree.map(lambda x: x.astype(dtype), params)
+        return cast(sizes, params)
 
     return whole
 
