@@ -6,16 +6,20 @@ docs/running.md.
 """
 
 import functools
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from rfjax import checkpoint, compilation, data, distributed, errors, metrics, sharding
-from rfjax.config import build, parse_flags
+from rfjax.config import build, check, parse_flags, read_by
 from rfjax.errors import UserError
-from rfjax.stages import STAGES, sources
+from rfjax.stages import STAGES, Stage, latent, sources
 from rfjax.state import skips
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
@@ -32,19 +36,65 @@ PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run 
 PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
 
+OWN = ("seed", "steps", "save_every", "log_every", "keep")  # what the loop itself reads of a config
+
+
+class Run(NamedTuple):
+    """What a config says, read and checked."""
+
+    stage: Stage
+    mesh: Mesh
+    batches: Any  # iterator over this process's rows
+    update: Callable
+    export: Callable
+    sample: Callable
+    evaluate: Callable
+
+
 def train(config, workdir: Path) -> None:
-    """Runs or goes on with the stage that the config names, until config.steps or a signal."""
+    """Runs or goes on with the stage that the config names, until config.steps or a signal.
+
+    UserError before work starts, and before anything is in workdir, for a field that the stage needs and the config lacks, or
+    that makes no sense.
+    """
+    if config.get("stage") not in STAGES:
+        raise UserError(f"config.stage must be one of {', '.join(STAGES)}, not {config.get('stage')!r}.")
+    with read_by(f"stage {config.stage!r}", config):
+        check(config)
+        mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
+        with jax.set_mesh(mesh):
+            loop(config, prepare(config, mesh), workdir)
+
+
+def prepare(config, mesh) -> Run:
+    """Reads all of the config. What an update reads shows when it is traced, which is done once and serves the first step."""
     stage = STAGES[config.stage]
-    mesh = sharding.make_mesh(build(sharding.MeshConfig, config, "mesh"))
+    _ = [config[name] for name in OWN]
     sharding.check(config, mesh)
-    batches = data.iterate(data.share(stage.data, config, *sharding.batch_parts(mesh)))
+    if config.get("best") and config.best not in (measured := stage.measures(config)):
+        raise UserError(
+            f"config.best is {config.best!r}, which stage {config.stage!r} does not measure; it measures "
+            f"{', '.join(measured) or 'nothing: leave it empty'}."
+        )
+    dataset = data.share(stage.data, config, *sharding.batch_parts(mesh))
+    functions = (part(config) for part in (stage.update, stage.export, stage.sample, stage.evaluate))
+    run = Run(stage, mesh, data.iterate(dataset), *functions)
+    fixed = sharding.placed(sources.shapes(stage.frozen(config)), mesh)
+    batch = sharding.put_batch(dataset[0], mesh)
+    jax.eval_shape(lambda *args: run.update(*args, config.steps), shapes(config, stage, mesh), fixed, batch)
+    return run
+
+
+def loop(config, run: Run, workdir: Path) -> None:
+    """Trains and reports, from the newest checkpoint on."""
+    mesh, batches = run.mesh, run.batches
     checkpoint.remember(config, workdir)
-    kept = checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
-    with jax.set_mesh(mesh), kept:
-        state, start = begin(config, stage, mesh, kept, batches)
-        fixed = sources.load(stage.frozen(config), jax.random.key(config.seed), mesh)
-        update, stop = stage.update(config), distributed.stop_signal()
-        report = make_report(config, stage, fixed, workdir, kept)
+    with checkpoint.Checkpoints(
+        workdir / "checkpoints", config.keep, config.stage, config.get("best", "")
+    ) as kept:
+        state, start = begin(config, run.stage, mesh, kept, batches)
+        fixed = sources.load(run.stage.frozen(config), jax.random.key(config.seed), mesh)
+        stop, report = distributed.stop_signal(), make_report(config, run, fixed, workdir, kept)
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
         if start >= config.steps:  # done before, perhaps stopped before the parameters were written
             report(log, state, start)
@@ -52,7 +102,7 @@ def train(config, workdir: Path) -> None:
             f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/; the first step compiles"
         )
         for step in (bar := metrics.progress(start, config.steps)):
-            state, values = update(state, fixed, sharding.put_batch(next(batches), mesh), step)
+            state, values = run.update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen
             recent.append(values)
             done, stopping = step + 1, stop(step + 1)  # asked once: a signal may come at any line
@@ -80,35 +130,37 @@ def train(config, workdir: Path) -> None:
         distributed.tell(f"Stopped and saved after step {done}; run the same command to go on.")
 
 
+def shapes(config, stage, mesh):
+    """The state's shapes in their places."""
+    params = sources.shapes(stage.networks(config))
+    return sharding.placed(jax.eval_shape(functools.partial(stage.init, config), params), mesh)
+
+
 def begin(config, stage, mesh, kept, batches):
     """(state, steps done): the newest checkpoint with the data where it was, or else a fresh state."""
-    networks, init = stage.networks(config), functools.partial(stage.init, config)
-    shapes = jax.eval_shape(init, sources.shapes(networks))
-    places = sharding.place(shapes, mesh)
-    like = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
-    )
+    like = shapes(config, stage, mesh)
     found = kept.restore(like)
     if found is None:
-        params = sources.load(networks, jax.random.key(config.seed), mesh)
-        return jax.jit(init, out_shardings=places)(params), 0
+        params = sources.load(stage.networks(config), jax.random.key(config.seed), mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, like)
+        init = functools.partial(stage.init, config)
+        with warnings.catch_warnings():  # the VAE's statistics are replaced, and become nothing
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return jax.jit(init, out_shardings=places, donate_argnums=0)(params), 0
     batches.set_state(found.data)
     return found.state, found.step
 
 
-def make_report(config, stage, fixed, workdir, kept):
+def make_report(config, run: Run, fixed, workdir, kept):
     """f(log, state, step): writes the parameters and sample clips, measures, and prints what is where."""
-    export, sample, evaluate = stage.export(config), stage.sample(config), stage.evaluate(config)
+    fps = latent.video(config).fps
 
     def report(log, state, step):
-        for name, params in export(state, fixed).items():
+        for name, params in run.export(state, fixed).items():
             checkpoint.save_params(workdir / f"{name}.safetensors", params)
-        log.clips(
-            step,
-            *sample(state, fixed, jax.random.fold_in(jax.random.key(config.seed), step)),
-            config.video.fps,
-        )
-        values = evaluate(state, fixed)
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        log.clips(step, *run.sample(state, fixed, key), fps)
+        values = run.evaluate(state, fixed)
         log.scalars(step, values)
         told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
@@ -123,8 +175,6 @@ def main(_) -> None:
             "Give --config FILE and --workdir FOLDER, such as --config configs/shapes_debug.py --workdir runs/debug."
         )
     config, workdir = CONFIG.value, Path(WORKDIR.value)
-    if config.get("stage") not in STAGES:
-        raise UserError(f"config.stage must be one of {', '.join(STAGES)}, not {config.get('stage')!r}.")
     compilation.keep_programs()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
     joins = (COORDINATOR.value, PROCESSES.value, PROCESS.value)

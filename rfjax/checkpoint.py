@@ -7,7 +7,6 @@ its own parts; whatever there is gets its name only when complete.
 
 import contextlib
 import errno
-import functools
 import json
 import os
 from collections.abc import Mapping
@@ -80,14 +79,8 @@ class Checkpoints:
         return found if found.get("metric") == self.metric else {"step": None, "value": -float("inf")}
 
     def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """Notes the checkpoint of `step` as the best if its metric is the highest; UserError when it has none."""
-        if not self.metric:
-            return
-        if self.metric not in values:
-            raise UserError(
-                f"config.best is {self.metric!r}, which this stage does not measure; it measures {', '.join(values)}."
-            )
-        if distributed.is_main() and values[self.metric] > self.best()["value"]:
+        """Notes the checkpoint of `step` as the best if its metric is the highest."""
+        if self.metric and distributed.is_main() and values[self.metric] > self.best()["value"]:
             _write_json(self._best, {"step": step, "metric": self.metric, "value": values[self.metric]})
 
     def save(self, step: int, state, data) -> None:
@@ -255,24 +248,21 @@ def _name(path) -> str:
 
 
 def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays to one safetensors file, names "/"-joined, tensor by tensor, by process 0.
+    """Writes a nested dict of arrays to one safetensors file, names "/"-joined, layer by layer, by process 0.
 
     Arrays that are spread over processes are gathered, so all processes must call it.
     """
-    flat = tree.flatten(params)
+    flat = {name: (leaf, distributed.pieces(leaf)) for name, leaf in tree.flatten(params).items()}
     if distributed.is_main():
         entries = [
-            tensorfile.Entry(
-                name,
-                tensorfile.Kind(tuple(leaf.shape), np.dtype(leaf.dtype)),
-                [functools.partial(distributed.whole, leaf)],
-            )
-            for name, leaf in flat.items()
+            tensorfile.Entry(name, tensorfile.Kind(tuple(leaf.shape), np.dtype(leaf.dtype)), reads)
+            for name, (leaf, reads) in flat.items()
         ]
         tensorfile.write(path, entries)
     else:
-        for leaf in flat.values():
-            distributed.whole(leaf)
+        for _, reads in flat.values():
+            for read in reads:
+                read()
 
 
 def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
@@ -314,10 +304,21 @@ def _load(file, name: str, like) -> jax.Array:
     return jax.make_array_from_callback(tuple(like.shape), sharding, read)
 
 
+def newest(path: str | os.PathLike) -> Path:
+    """What `load_params` reads first: a file, or of a run's folder its newest checkpoint."""
+    folder, steps = _steps(Path(path))
+    return folder / str(max(steps)) if steps else Path(path)
+
+
+def _steps(run: Path) -> tuple[Path, list[int]]:
+    """The folder of a run's checkpoints, and their steps."""
+    folder = run / "checkpoints"
+    return folder, ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+
+
 def _averages(run: Path, like) -> dict[str, Any]:
     """The averaged parameters, of the generator where there are two networks, of a run's newest readable checkpoint."""
-    folder = run / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    folder, steps = _steps(run)
     if not steps:
         raise UserError(
             f"There are no checkpoints in {run}; give the folder of a run, or a .safetensors file."

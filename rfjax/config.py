@@ -4,11 +4,13 @@ A section maps one to one on a frozen dataclass, so a misspelt field is an error
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import os
 import re
 import runpy
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +21,25 @@ from absl import flags
 from rfjax.errors import UserError
 
 Section = TypeVar("Section")
+# Fields that count something, and the least that they may be. Of 0 steps nothing is trained, and the parameters are written.
+LEAST = {
+    "steps": 0,
+    "batch_size": 1,
+    "accumulate": 1,
+    "save_every": 1,
+    "log_every": 1,
+    "keep": 1,
+    "max_skipped": 1,
+    "judged": 1,
+    "frames": 1,
+    "critic_steps": 0,
+    "critic_warmup": 0,
+    "solver_steps": 1,
+    "record_frames": 1,
+    "record_batch": 1,
+    "shard_records": 1,
+    "shards": 1,
+}
 
 
 def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -61,6 +82,43 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
         return dataclass(**config[name])
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{name} is not valid: {error}.") from error
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """UserError for a field that counts something and cannot be what it is."""
+    for name in LEAST.keys() & config.keys():
+        value, least = config[name], LEAST[name]
+        if type(value) is not int or value < least:
+            raise UserError(f"config.{name} is {value!r}; set it to a whole number, {least} or more.")
+
+
+@contextlib.contextmanager
+def read_by(reader: str, config: ml_collections.ConfigDict):
+    """Around what reads a config: a field that it lacks is a UserError, which names the field and the reader."""
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            here = frame.f_locals  # of ConfigDict's own functions: config.field, and config["field"]
+            section, field = here.get("self"), here.get("attribute", here.get("key"))
+            if (
+                isinstance(section, ml_collections.ConfigDict)
+                and isinstance(field, str)
+                and field not in section
+            ):
+                near = difflib.get_close_matches(field, section, 1)
+                hint = f"there is {near[0]!r}" if near else "add it"
+                place = f"{_place(section, config)}.{field}"
+                raise UserError(f"The config lacks {place}, which {reader} needs; {hint}.") from error
+        raise
+
+
+def _place(section: ml_collections.ConfigDict, config, name: str = "config") -> str:
+    """Where a section is in a config, or in one that it is a copy of: "config.rollout"."""
+    inner = [
+        (field, value) for field, value in config.items() if isinstance(value, ml_collections.ConfigDict)
+    ]
+    return next((f"{name}.{field}" for field, value in inner if value == section), name)
 
 
 def changed(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_collections.ConfigDict:

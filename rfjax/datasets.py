@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     about: dict[str, Any]  # what it is made of: anything JSON takes
     negative: Callable[[], np.ndarray] | None = None  # the negative prompt's embedding [text_len, text_dim]
     skipped: Sequence[str] = ()  # sentences on what gave no records, once they are made
+    sources: Sequence[str | Path] = ()  # files and folders whose contents it is made from
 
 
 def clip_latents(settings) -> Plan:
@@ -51,9 +52,8 @@ def clip_latents(settings) -> Plan:
             batch = clips[place]
             yield from _records(batch["caption"], "latents", encode(batch["video"]))
 
-    return Plan(
-        settings.data, settings.shards, make, _about(settings, *ORDER, "record_frames", "world", "vae")
-    )
+    about = _about(settings, *ORDER, "record_frames", "world", "vae")
+    return Plan(settings.data, settings.shards, make, about, sources=[settings.vae_weights])
 
 
 def ode_pairs(settings) -> Plan:
@@ -84,7 +84,8 @@ def ode_pairs(settings) -> Plan:
         "video",
         "prompts",
     )
-    return Plan(settings.data, settings.shards, make, _about(settings, *ORDER, *names))
+    sources = [settings.teacher, *([encoded] if encoded else [])]
+    return Plan(settings.data, settings.shards, make, _about(settings, *ORDER, *names), sources=sources)
 
 
 def _solver(settings):
@@ -145,7 +146,14 @@ def encoded_prompts(settings, file: str) -> Plan:
     folder = latent.prompt_folder(settings)
     if not folder:
         raise UserError("The config reads no encoded prompts; give one with config.prompts or config.data.")
-    return Plan(folder, -(-len(lines) // size), make, about, _negative(settings, read))
+    return Plan(
+        folder,
+        -(-len(lines) // size),
+        make,
+        about,
+        _negative(settings, read),
+        sources=_text_weights(settings),
+    )
 
 
 def encoded_videos(settings, folder: str) -> Plan:
@@ -187,7 +195,8 @@ def encoded_videos(settings, folder: str) -> Plan:
     about = _about(settings, "record_frames", "video", "world", "vae", "text", "umt5", "negative_prompt")
     about |= _digest([f"{path.relative_to(folder)}: {caption}" for path, caption in videos], size)
     negative = _negative(settings, read)
-    return Plan(settings.data, -(-len(videos) // size), make, about, negative, skipped)
+    sources = [settings.vae_weights, *_text_weights(settings)]
+    return Plan(settings.data, -(-len(videos) // size), make, about, negative, skipped, sources)
 
 
 def captioned_videos(folder: str) -> list[tuple[Path, str]]:
@@ -227,7 +236,7 @@ def text_reader(settings, captions: list[str]):
         raise UserError(
             f"config.umt5.dim is {sizes.dim} and config.dit.text_dim {settings.dit.text_dim}; set them alike."
         )
-    folder = weights.locate(settings.weights, ["umt5.safetensors", "tokenizer.json"])
+    folder = _text_weights(settings)[0].parent
     read = prompts.PromptEncoder(folder, sizes, settings.dit.text_len).reader(jax.local_devices()[0])
 
     @functools.lru_cache(maxsize=64)  # the clips of a long video share their caption
@@ -235,6 +244,12 @@ def text_reader(settings, captions: list[str]):
         return read([caption])[0].astype(jnp.bfloat16)
 
     return embedding
+
+
+def _text_weights(settings) -> list[Path]:
+    """The text encoder's files; none for the small world's words."""
+    names = [] if latent.words(settings) else ["umt5.safetensors", "tokenizer.json"]
+    return [weights.locate(settings.weights, names) / name for name in names]
 
 
 def local_mesh(batch: int) -> Mesh:

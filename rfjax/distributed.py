@@ -5,21 +5,28 @@ is the same code.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 from tqdm import tqdm
 
+from rfjax import errors
 from rfjax.errors import UserError
 
 # What tells that a launcher started several processes: the variable with their number, or with their hosts.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+FAILED = "rfjax/failed"  # the key under which a process that fails says why
+LOOK = 1.0  # seconds between two looks there
 
 
 def detected() -> bool:
@@ -73,6 +80,27 @@ def whole(array) -> np.ndarray:
     return np.asarray(array)
 
 
+def pieces(array) -> list[Callable[[], np.ndarray]]:
+    """Reads of an array's pieces, which follow each other along its first axis. All processes must call each, in order.
+
+    Of three dimensions or more the first counts layers (or taps), and each is a piece: neither a host nor a device then holds
+    more than one layer whole. A matrix or a vector is one piece.
+    """
+    if array.ndim < 3:
+        return [functools.partial(whole, array)]
+    return [functools.partial(_layer, array, index) for index in range(len(array))]
+
+
+def _layer(array, index: int) -> np.ndarray:
+    return whole(_cut(array, index) if isinstance(array, jax.Array) else array[index])
+
+
+@jax.jit
+def _cut(array, index):
+    """[L, …] → [1, …] at a place that the program does not depend on."""
+    return jax.lax.dynamic_slice_in_dim(array, index, 1)
+
+
 def stop_signal() -> Callable[[int], bool]:
     """f(steps done) → whether to stop now, since SIGTERM or Ctrl-C has come; ask once after every step.
 
@@ -96,24 +124,66 @@ def stop_signal() -> Callable[[int], bool]:
 
 @contextlib.contextmanager
 def together():
-    """Around a run: one of several processes that fails says so and ends at once.
+    """Around a run: where one of several processes fails, all of them say why, in a sentence, and end at once with exit code 2.
 
-    Leaving the usual way it would wait for the others to take their leave, and they for its part of the next sum.
+    Leaving the usual way it would wait for the others to take their leave, and they for its part of the next sum. Why it fails is
+    kept by jax's coordination service, where the others look; what is no mistake of the user's is told with its traceback, too.
     """
+    if jax.process_count() == 1:
+        yield
+        return
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watcher.start()
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1:
-            raise
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-            print(
-                f"error: process {jax.process_index()} failed, or lost another one; start all of them again, and "
-                "the run goes on from its last checkpoint.",
-                file=sys.stderr,
-            )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)
+        over.set()
+        _end(_reason(error))
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _watch(over: threading.Event) -> None:
+    """Ends this process once another has said that it fails: it may wait for the other for ever."""
+    while not over.wait(LOOK):
+        if said := _told():
+            _leave(said)
+
+
+def _reason(error: Exception) -> str:
+    """Why the run ends, in a sentence. An error that no process can put in one is shown where it came."""
+    waited = isinstance(error, TimeoutError)  # for another process: an OSError that says nothing of a disk
+    if said := (not waited and errors.sentence(error)) or _told():  # what was told may have made this one
+        return said
+    traceback.print_exception(error)
+    return (
+        f"process {jax.process_index()} failed, or lost another one; start all of them again, and the run goes on from its "
+        "last checkpoint."
+    )
+
+
+def _end(said: str) -> None:
+    """Tells it to the others, gives them time to hear it, since they lose a process when this one leaves, and leaves."""
+    if not _told():
+        told = said if said.startswith("process ") else f"process {jax.process_index()} failed: {said}"
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # there first, or nobody to tell it to
+            multihost.get_jax_distributed_client().key_value_set(FAILED, told)
+    _leave(said, 3 * LOOK)
+
+
+def _told() -> str:
+    """What a process that fails has told; "" where none has."""
+    try:
+        return multihost.get_jax_distributed_client().key_value_try_get(FAILED)
+    except jax.errors.JaxRuntimeError:  # no such key, or the service is gone
+        return ""
+
+
+def _leave(said: str, wait: float = 0) -> None:
+    print(f"error: {said}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(wait)
+    os._exit(2)

@@ -11,7 +11,12 @@ class UserError(Exception):
     """A mistake in what the user gave. The message is one sentence: what is wrong, and what to do."""
 
 
-def _describe(error: OSError) -> str:
+def sentence(error: BaseException) -> str | None:
+    """What to tell the user of an error: UserError and OSError (a full disk, a folder that cannot be written) have a sentence."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
     where = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return f"The disk is full{where}; free some space and run the command again."
@@ -25,10 +30,8 @@ def exit_cleanly(main: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            message = str(error)
-        except OSError as error:
-            message = _describe(error)
+        except (UserError, OSError) as error:
+            message = sentence(error)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             sys.stdout.flush()

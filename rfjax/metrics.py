@@ -86,7 +86,7 @@ def means(recent: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """[-1, 1] → uint8, rounded and clamped."""
+    """Frames […, H, W, 3] in [-1, 1], wherever they are → uint8 of the same shape on the host, rounded and clamped."""
     return (np.clip(distributed.whole(frames) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
 
 

@@ -109,6 +109,15 @@ def place(state, mesh: Mesh):
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state, mesh))
 
 
+def placed(state, mesh: Mesh):
+    """Tree of ShapeDtypeStructs of a tree of shapes, in their places."""
+
+    def put(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(put, state, place(state, mesh))
+
+
 def keep(state):
     """Inside jit: the tree (state, parameters, gradients) where `place` puts it on the ambient mesh; as it is without one.
 

@@ -48,10 +48,12 @@ class Writer:
             self.frames += 1
 
     def close(self) -> None:
+        """Finishes the frames [n, H, W, 3] that were written, and moves them from `partial` to `path`."""
         self._finish()
         os.replace(self.partial, self.path)
 
     def abandon(self) -> None:
+        """Closes `partial` as it is, with the frames [n, H, W, 3] that were written; removes it where n is 0."""
         with contextlib.suppress(OSError):
             self._finish()
         if not self.frames:

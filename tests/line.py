@@ -1,5 +1,5 @@
 """Training at its smallest, for what surrounds it: `python tests/line.py --config tests/line.py --workdir …` is train.py with
-a stage `line`, y = x W by least squares with noise on x. $PAUSE is the seconds that a step lasts.
+a stage `line`, y = x (W + V) by least squares with noise on x. $PAUSE is the seconds that a step lasts.
 """
 
 import os
@@ -17,7 +17,7 @@ from rfjax import errors, state
 from rfjax.config import build, parse_flags
 from rfjax.stages import STAGES, Stage, sources
 
-INPUTS, OUTPUTS = 8, 3
+LAYERS, INPUTS, OUTPUTS = 2, 8, 3
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -33,10 +33,11 @@ def get_config(variant: str = "") -> ConfigDict:
             "keep": 3,
             "best": "",
             "max_skipped": 3,
+            "accumulate": 1,
             "init_from": "",
             "broken": (0, 0),  # steps from, to whose batches are infinite
             "mesh": {"data": -1, "fsdp": 2 if variant else 1, "context": 1},
-            "video": {"fps": 16},
+            "video": {"height": 16, "width": 16, "fps": 16},
             "optimizer": {"learning_rate": 0.1, "warmup": 3},
         }
     )
@@ -44,7 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def networks(config):
     def random(key):
-        return {"layer": {"kernel": jax.random.normal(key, (INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}}
+        kernel = jax.random.normal(key, (LAYERS, INPUTS, OUTPUTS))
+        return {"layer": {"kernel": kernel, "bias": jnp.zeros(OUTPUTS)}}
 
     return {"line": sources.Source(random, config.init_from)}
 
@@ -72,11 +74,11 @@ def update(config):
         x = jnp.where((first <= step) & (step < end), jnp.inf, x)
 
         def loss(params, batch, index):
-            out = batch["x"] @ params["layer"]["kernel"] + params["layer"]["bias"][None]
+            out = batch["x"] @ params["layer"]["kernel"].sum(0) + params["layer"]["bias"][None]
             error = jnp.square(out - batch["y"]).mean()
             return error, {"loss": error}
 
-        return state.descend(now, loss, batch | {"x": x}, optimizer, options)
+        return state.descend(now, loss, batch | {"x": x}, optimizer, options, config.accumulate)
 
     def slow(now, fixed, batch, step):
         time.sleep(float(os.environ.get("PAUSE", 0)))
@@ -91,7 +93,7 @@ def export(config):
 
 def sample(config):
     """A still clip of the kernel."""
-    show = jax.jit(lambda kernel: jnp.tile(kernel[None, None, :, :2, None], (1, 4, 2, 8, 3)))
+    show = jax.jit(lambda kernel: jnp.tile(kernel.sum(0)[None, None, :, :2, None], (1, 4, 2, 8, 3)))
     return lambda now, fixed, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
 
 
@@ -105,7 +107,11 @@ def _optimizer(config):
     return state.make_optimizer(options, config.steps), options
 
 
-STAGES["line"] = Stage(networks, lambda config: {}, init, data, update, export, sample, evaluate)
+def measured(config):
+    return ["middle"]
+
+
+STAGES["line"] = Stage(networks, lambda config: {}, init, data, update, export, sample, evaluate, measured)
 
 if __name__ == "__main__":
     errors.exit_cleanly(train.app.run)(train.main, flags_parser=parse_flags)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rfjax import checkpoint, config, sharding
+from rfjax import checkpoint, config, distributed, sharding
 from rfjax.collectives import collectives, of_text
 from rfjax.stages import STAGES, latent, sources, student
 
@@ -49,7 +49,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def settings_of(stage, folder):
+def settings_of(stage, folder, **changes):
     """The stage's config at debug sizes that every mesh divides."""
     file = "ode" if stage == "teacher_forcing" else stage
     settings = config.load(CONFIGS / f"shapes_{file}.py")
@@ -64,6 +64,7 @@ def settings_of(stage, folder):
         settings.update({"teacher": network, "critic_init": network})
         settings.update({"blocks": (3, 4), "critic_steps": 1, "critic_warmup": 0})
         settings.critic_optimizer = settings.optimizer
+    settings.update(changes)
     return settings
 
 
@@ -96,11 +97,11 @@ def batch_of(stage):
     return batch or {"video": rng.integers(0, 256, (BATCH, 5, 16, 16, 3), np.uint8)}
 
 
-def step_on(name, stage, folder):
+def step_on(name, stage, folder, **changes):
     """{what: metric or gradient} of one step from the files' weights on mesh `name`; checks the state's places."""
     sizes, settings, stage = (
         [int(size) for size in name.split("x")],
-        settings_of(stage, folder),
+        settings_of(stage, folder, **changes),
         STAGES[stage],
     )
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
@@ -109,7 +110,7 @@ def step_on(name, stage, folder):
     places = sharding.place(jax.eval_shape(init, sources.shapes(stage.networks(settings))), mesh)
     with jax.set_mesh(mesh):
         params, fixed = (sources.load(which(settings), key, mesh) for which in (stage.networks, stage.frozen))
-        before = jax.jit(init, out_shardings=places)(params)
+        before = jax.jit(init, out_shardings=places)(jax.tree_util.tree_map_with_path(learnt, params))
         batch = sharding.put_batch(batch_of(settings.stage), mesh)
         after, metrics = stage.update(settings)(before, fixed, batch, 1)
     check_places(before, after, places, mesh)
@@ -118,6 +119,11 @@ def step_on(name, stage, folder):
         for path, leaf in jax.tree_util.tree_leaves_with_path(after)
     }
     return jax.device_get(metrics) | {name: leaf for name, leaf in leaves.items() if "/mu/" in name}
+
+
+def learnt(path, leaf):
+    """Adapters as if they had been trained a little: as they begin, half of their gradients are zeros."""
+    return leaf + 0.1 if path[-1].key == "up" else leaf
 
 
 def check_places(before, after, places, mesh):
@@ -147,6 +153,47 @@ def test_step_gives_what_one_device_gives(stage, mesh, folder, one_device):
     worst = max(apart, key=apart.get)
     print(f"{stage} on {mesh}: {apart[worst]:.1e} ({worst})")
     assert apart[worst] <= TOLERANCE, worst
+
+
+def test_step_of_adapters_in_micro_batches_gives_what_one_device_gives(folder):
+    changes = {"accumulate": 2, "lora": {"rank": 2}}
+    found, wanted = (step_on(mesh, "ode", folder, **changes) for mesh in ("2x2x2", "1x1x1"))
+    assert found.keys() == wanted.keys() and any("up" in name for name in wanted)
+    for name, value in wanted.items():
+        assert np.abs(value).max() > 0, name
+        assert np.abs(found[name] - value).max() <= TOLERANCE * np.abs(value).max(), name
+
+
+def test_nan_in_the_rows_of_one_device_skips_the_update_on_all():
+    import line  # here, since it adds a stage
+
+    settings = line.get_config()
+    settings.update({"batch_size": 16, "accumulate": 2})
+    mesh = sharding.make_mesh(sharding.MeshConfig(4, 2, 1))
+    update, init, rows = line.update(settings), functools.partial(line.init, settings), line.data(settings)[0]
+    with jax.set_mesh(mesh):
+        params = sources.load(line.networks(settings), jax.random.key(0), mesh)
+        places = sharding.place(jax.eval_shape(init, params), mesh)
+        before = jax.jit(init, out_shardings=places)(params)
+        trained, _ = update(before, {}, sharding.put_batch(rows, mesh), 0)
+        rows["x"][5, 0] = np.nan  # of the third device's two rows
+        skipped, _ = update(before, {}, sharding.put_batch(rows, mesh), 0)
+    assert not np.array_equal(trained.params["layer"]["kernel"], before.params["layer"]["kernel"])
+    for shard in skipped.skipped.addressable_shards:
+        np.testing.assert_array_equal(shard.data, [1, 1])
+    for new, old in zip(
+        *map(jax.tree.leaves, (skipped.replace(skipped=before.skipped), before)), strict=True
+    ):
+        for after, first in zip(new.addressable_shards, old.addressable_shards, strict=True):
+            np.testing.assert_array_equal(after.data, first.data)
+
+
+def test_layer_is_cut_out_of_a_split_stack_with_the_memory_of_a_layer():
+    mesh, shape = sharding.make_mesh(sharding.MeshConfig(1, 8, 1)), (6, 64, 32)
+    where = NamedSharding(mesh, sharding.spec("blocks/kernel", shape, mesh))
+    stack = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+    memory = distributed._cut.lower(stack, jax.ShapeDtypeStruct((), jnp.int32)).compile().memory_analysis()
+    assert 0 < memory.output_size_in_bytes + memory.temp_size_in_bytes <= 64 * 32 * 4
 
 
 # What programs send

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, state
+from rfjax import checkpoint, distributed, state
 from rfjax.errors import UserError
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -111,6 +111,14 @@ def test_params_file_round_trip_and_its_errors(tmp_path):
         checkpoint.load_params(path, params())
     with pytest.raises(UserError, match="There is no parameter file"):
         checkpoint.load_params(tmp_path / "none.safetensors", params())
+
+
+def test_pieces_of_a_stack_are_its_layers_and_of_a_matrix_the_matrix():
+    stack, matrix = np.arange(24.0).reshape(4, 3, 2), np.arange(6.0).reshape(3, 2)
+    for array, sizes in ((stack, [6] * 4), (jnp.asarray(stack), [6] * 4), (jnp.asarray(matrix), [6])):
+        read = [piece() for piece in distributed.pieces(array)]
+        assert [piece.size for piece in read] == sizes
+        np.testing.assert_array_equal(np.concatenate([piece.reshape(-1) for piece in read]), np.ravel(array))
 
 
 def test_schedule_rises_then_falls_to_its_end():

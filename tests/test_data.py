@@ -1,6 +1,7 @@
 """Pipelines against the pure functions below them: random access, resuming, round trips, atomic shards."""
 
 import itertools
+import json
 
 import grain
 import numpy as np
@@ -124,6 +125,32 @@ def test_folder_of_other_records_is_refused(tmp_path):
     with pytest.raises(UserError, match="made with size = .16, 16., now it is None"):
         data.claim(tmp_path, {"fps": 16})
     assert [path.name for path in tmp_path.iterdir()] == ["about.json"]
+
+
+def test_records_made_from_other_contents_of_a_file_or_run_are_refused(tmp_path):
+    weights, run, made = (
+        tmp_path / "vae.safetensors",
+        tmp_path / "run" / "checkpoints" / "7",
+        tmp_path / "made",
+    )
+    weights.write_bytes(bytes(3_000_000))
+    run.mkdir(parents=True)
+    (run / "state").write_text("one")
+    sources = [weights, tmp_path / "run"]
+    data.claim(made, {"fps": 16}, sources)
+    (tmp_path / "run" / "metrics.jsonl").touch()  # the run's folder is read for its newest checkpoint alone
+    data.claim(made, {"fps": 16}, sources)
+    weights.write_bytes(bytes(2_999_999) + b"\1")
+    with pytest.raises(UserError, match="were made when .*vae.safetensors held something else: delete"):
+        data.claim(made, {"fps": 16}, sources)
+    weights.write_bytes(bytes(3_000_000))
+    data.claim(made, {"fps": 16}, sources)
+    (run / "state").write_text("two")
+    with pytest.raises(UserError, match="were made when .*run held something else: delete"):
+        data.claim(made, {"fps": 16}, sources)
+    about = json.loads((made / "about.json").read_text())
+    (made / "about.json").write_text(json.dumps({"fps": about["fps"]}))  # as an older version wrote it
+    data.claim(made, {"fps": 16}, sources)
 
 
 def test_missing_few_or_damaged_records_say_what_to_run(tmp_path):

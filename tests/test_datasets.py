@@ -1,6 +1,9 @@
 """Data of one's own, in a world of Wan's kind at tiny sizes: the data commands against direct encoding, and what they refuse."""
 
 import functools
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -111,13 +114,19 @@ def settings_of(weights, folder, **changes):
 
 def make(settings, tmp_path, *words):
     """`python -m rfjax.data WORDS --config FILE`, in this process."""
-    file = tmp_path / "tiny.py"
+    with pytest.MonkeyPatch.context() as patch:
+        asked = [*map(str, words), "--config", write_config(settings, tmp_path)]
+        patch.setattr(sys, "argv", ["rfjax.data", *asked])
+        data_command.main()
+
+
+def write_config(settings, folder):
+    """A file whose get_config() gives the settings."""
+    file = folder / "tiny.py"
     file.write_text(
         f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({settings.to_dict()})"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rfjax.data", *map(str, words), "--config", str(file)])
-        data_command.main()
+    return str(file)
 
 
 def records(folder):
@@ -298,6 +307,35 @@ def test_missing_caption_is_told_before_work_starts(spoil, says, weights, tmp_pa
     spoil(tmp_path / "in")
     with pytest.raises(UserError, match=says):
         datasets.encoded_videos(settings_of(weights, tmp_path / "made"), tmp_path / "in")
+    assert not (tmp_path / "made").exists()
+
+
+def test_two_processes_of_which_one_has_no_video_and_the_other_no_clip_both_end(tmp_path):
+    settings = config.load(CONFIGS / "shapes_debug.py")
+    settings.update({"data": str(tmp_path / "made"), "vae_weights": str(tmp_path / "vae.safetensors")})
+    settings.update({"record_frames": 3, "record_batch": 1})
+    sizes = config.build(VAEConfig, settings, "vae")
+    checkpoint.save_params(settings.vae_weights, random_params(sampler.abstract("vae", sizes), 0))
+    save_video(tmp_path / "in" / "a.mp4", range(2), size=(16, 16))
+    (tmp_path / "in" / "a.txt").write_text("a red circle bouncing over a blue background")
+    file = write_config(settings, tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = free.getsockname()[1] % 4096  # Open MPI's number of a job, of which jax makes its port
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "rfjax.data", "encode-videos", str(tmp_path / "in"), "--config", file],
+            cwd=CONFIGS.parent,
+            env=environment | {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in ranks.items()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for ranks in ({"SIZE": 2, "RANK": rank, "LOCAL_RANK": rank} for rank in (0, 1))
+    ]
+    for process in running:
+        told = process.communicate(timeout=240)[1]
+        assert process.returncode == 2 and "No clip came of" in told and "Traceback" not in told, told
     assert not (tmp_path / "made").exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 from flax import serialization
 
 import train
-from rfjax import checkpoint, config, data, dit, flow, lora, losses, sharding, teacher, tree
+from rfjax import checkpoint, config, data, detect, dit, flow, lora, losses, score, sharding, teacher, tree
 from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
@@ -442,6 +442,32 @@ def test_missing_file_is_told_before_training(stage, what, changes, says, folder
 
 
 @pytest.mark.parametrize(
+    "stage, section, field",
+    [("teacher", "", "guidance"), ("ode", "rollout", "block_frames"), ("distill", "", "critic_warmup")],
+)
+def test_field_that_a_stage_needs_is_told_before_training(
+    stage, section, field, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(detect, "SIDE", 16)
+    settings = settings_of(stage, folder)
+    del (settings[section] if section else settings)[field]
+    name = f"config.{section}.{field}" if section else f"config.{field}"
+    with pytest.raises(UserError, match=f"The config lacks {name}, which stage '{stage}' needs"):
+        train.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_stage_says_that_it_measures_is_what_its_clips_are_scored_by():
+    settings = config.load(CONFIGS / "shapes_ode.py")
+    for settings.judged in (1, 3):
+        scores = [
+            score.score(np.zeros((16, 64, 64, 3), np.uint8), caption)["first"]
+            for caption in latent.held_out(settings)
+        ]
+        assert set(STAGES["ode"].measures(settings)) == {f"right_{name}" for row in scores for name in row}
+
+
+@pytest.mark.parametrize(
     "what, stage, changes, says",
     [
         ("latents", "teacher", {"vae_weights": "none.safetensors"}, "no parameter file none.safetensors"),
@@ -452,6 +478,7 @@ def test_missing_file_is_told_before_training(stage, what, changes, says, folder
             {"record_frames": 7},
             "config.record_frames is 7; set it to a multiple of the 2 frames",
         ),
+        ("ode-pairs", "ode", {"shards": 0}, "config.shards is 0; set it to a whole number, 1 or more"),
         ("ode-pairs", "ode", {"solver_steps": 3}, "3 steps does not pass through the few-step list"),
     ],
 )

@@ -71,13 +71,22 @@ def alone(tmp_path_factory):
 
 
 class Pair:
-    """Two processes of one run, each with one device, the parameters split over both."""
+    """Two processes of one run, each with one device or more, the parameters split over two."""
 
-    def __init__(self, workdir, pause=0.0):
+    def __init__(self, workdir, *more, pause=0.0, devices=1):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        flags = ["--config", "tests/line.py:split", "--workdir", str(workdir), "--coordinator", address]
+        flags = [
+            "--config",
+            "tests/line.py:split",
+            "--workdir",
+            str(workdir),
+            "--coordinator",
+            address,
+            *more,
+        ]
+        host = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
         self.workdir = workdir
         self.processes = [
             subprocess.Popen(
@@ -86,7 +95,7 @@ class Pair:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": ".", "PAUSE": str(pause)},
+                env=os.environ | host | {"PYTHONPATH": ".", "PAUSE": str(pause)},
             )
             for process in (0, 1)
         ]
@@ -147,6 +156,24 @@ def test_stopped_killed_and_damaged_run_of_two_processes_ends_as_the_uninterrupt
     assert_same(last(tmp_path), last(pair))
     assert lines(tmp_path) == lines(pair)
     assert (tmp_path / "line.safetensors").read_bytes() == (pair / "line.safetensors").read_bytes()
+
+
+def test_run_of_two_processes_goes_on_in_two_on_a_mesh_of_another_shape(pair, tmp_path):
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "line.safetensors").unlink()
+    codes, told = Pair(tmp_path, "--config.mesh.fsdp=4", devices=2).end()
+    assert codes == [0, 0], told
+    assert (tmp_path / "line.safetensors").read_bytes() == (pair / "line.safetensors").read_bytes()
+
+
+def test_what_one_process_cannot_write_is_told_by_both_in_a_sentence(tmp_path):
+    (tmp_path / "line.safetensors").mkdir()  # process 0 fails to rename to it, and process 1 waits for it
+    codes, told = Pair(tmp_path).end()
+    assert codes == [2, 2], told
+    for process, start in enumerate(("error: ", "error: process 0 failed: ")):
+        assert "Traceback" not in told[process], told
+        (line,) = [line for line in told[process].splitlines() if "error: " in line]
+        assert line.startswith(start) and "Is a directory" in line and "line.safetensors" in line
 
 
 @pytest.mark.parametrize("begins", ["from its checkpoint", "from a file"])
@@ -248,9 +275,49 @@ def test_best_checkpoint_stays(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "metric": "middle", "value": 0}
 
 
-def test_metric_that_is_not_measured_is_told(tmp_path):
-    with pytest.raises(UserError, match="'top', which this stage does not measure; it measures middle"):
-        train.train(settings(best="top"), tmp_path)
+@pytest.mark.parametrize(
+    "name", ["batch_size", "save_every", "log_every", "keep", "max_skipped", "accumulate"]
+)
+def test_count_of_nothing_is_told_before_anything_is_there(name, tmp_path):
+    for value in (0, -1):
+        with pytest.raises(UserError, match=f"config.{name} is {value}; set it to a whole number, 1 or more"):
+            train.train(settings(**{name: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"best": "top"}, "'top', which stage 'line' does not measure; it measures middle"),
+        ({"stage": "lime"}, "config.stage must be one of vae, .*, line, not 'lime'"),
+        ({"steps": -1}, "config.steps is -1; set it to a whole number, 0 or more"),
+    ],
+)
+def test_what_a_run_cannot_do_is_told_before_anything_is_there(changes, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        train.train(settings(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["save_every", "seed", "broken", "init_from", "mesh", "optimizer"])
+def test_field_that_the_config_lacks_is_told_before_anything_is_there(name, tmp_path):
+    config = settings()
+    del config[name]
+    lacks = (
+        "config has no section"
+        if name in ("mesh", "optimizer")
+        else "lacks config.{}, which stage 'line' needs"
+    )
+    with pytest.raises(UserError, match=lacks.format(name)):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_update_is_traced_once(tmp_path, monkeypatch):
+    traced, descend = [], line.state.descend
+    monkeypatch.setattr(line.state, "descend", lambda *args: traced.append(args) or descend(*args))
+    train.train(settings(steps=2), tmp_path)
+    assert len(traced) == 1
 
 
 def test_folder_of_another_config_is_refused_by_the_field_that_differs(alone, tmp_path):

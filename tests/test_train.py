@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ DEBUG = str(ROOT / "configs" / "shapes_debug.py")
 
 def debug(**changes):
     settings = config.load(DEBUG)
+    settings.world.fps = 8  # and config.video.fps, which is not what trains, stays 16
     settings.update({"steps": 4, "save_every": 2, "log_every": 1} | changes)
     return settings
 
@@ -58,6 +60,8 @@ def test_run_leaves_parameters_with_latent_statistics_samples_and_metrics(finish
         sorted(path.suffix for path in (finished / "samples").glob("000004_*")) == [".mp4"] * 4 + [".png"] * 4
     )
     assert [line["step"] for line in lines(finished)] == [1, 2, 2, 3, 4, 4]
+    with av.open(str(finished / "samples" / "000004_0.mp4")) as clip:
+        assert clip.streams.video[0].average_rate == 8
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path):

@@ -9,6 +9,7 @@ their encoder is chosen where they are used.
 """
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -21,7 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 
-from rfjax import shapes
+from rfjax import checkpoint, shapes
 from rfjax.errors import UserError
 
 ENDLESS = 2**48  # elements of a generated data set
@@ -29,6 +30,8 @@ LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
 WAIT = 5  # seconds between two looks at what other processes have made
 ABOUT = "about.json"  # beside the shards: what they are made of
+CONTENTS = "fingerprints of what they are made from"  # there, {path: fingerprint}
+LOOKS, BLOCK = 64, 4096  # of a fingerprint: blocks of a file, and bytes of each
 
 
 def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
@@ -134,22 +137,25 @@ def write_shard(path, examples):
     os.replace(unfinished, path)
 
 
-def claim(folder, about: dict):
+def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
     """Notes in a folder what its records are made of, so that shards of two kinds never mix.
 
     Args:
         about: names and values, anything JSON takes.
+        sources: files and folders that the records are made from, such as weights; what is in them is noted by `fingerprint`.
 
     Raises:
-        UserError: the folder holds records that are made of something else.
+        UserError: the folder holds records that are made of something else, or from other contents under the same path.
     """
     path, about = Path(folder) / ABOUT, json.loads(json.dumps(about))
+    contents = {str(source): fingerprint(source) for source in sources}
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{jax.process_index()}.tmp")
-        unfinished.write_text(json.dumps(about, indent=1))
+        unfinished.write_text(json.dumps(about | {CONTENTS: contents}, indent=1))
         os.replace(unfinished, path)
     found = json.loads(path.read_text())
+    before = found.pop(CONTENTS, {})  # a folder of an older version has none
     differing = sorted(name for name in about | found if about.get(name) != found.get(name))
     if differing:
         name = differing[0]
@@ -157,6 +163,29 @@ def claim(folder, about: dict):
             f"The records in {folder} were made with {name} = {found.get(name)!r}, now it is {about.get(name)!r}: "
             "delete the folder, or name another in the config."
         )
+    if changed := [source for source, digest in contents.items() if before.get(source, digest) != digest]:
+        raise UserError(
+            f"The records in {folder} were made when {changed[0]} held something else: delete the folder, or name another "
+            "in the config."
+        )
+
+
+def fingerprint(source: str | os.PathLike) -> str:
+    """What tells the contents of a file or folder from others, quickly: a hash of names, sizes, and a sample of the bytes.
+
+    Of a run's folder its newest checkpoint counts. The sample is LOOKS blocks of each file, evenly spaced from its beginning to
+    its end: training changes all of them.
+    """
+    source, digest = checkpoint.newest(source), hashlib.sha256()
+    files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix != ".tmp")
+    for path in files if source.is_dir() else [source]:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(source)} {size}\n".encode())
+        with path.open("rb") as file:
+            for look in range(LOOKS):
+                file.seek(max(0, size - BLOCK) * look // (LOOKS - 1))
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
 
 
 def share(make, config, mine, parts):

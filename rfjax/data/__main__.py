@@ -59,16 +59,17 @@ def main() -> None:
         )
     if args.shards:
         settings.shards = args.shards
+    config.check(settings)
     if distributed.detected():
         distributed.start()
-    with distributed.together():
+    with distributed.together(), config.read_by(args.what, settings):
         run(args.what, settings, [args.source] if args.source else [])
 
 
 def run(what: str, settings, source: list[str]) -> None:
     """Makes the data set `what`, or this process's share of it, and says what is there."""
     plan = COMMANDS[what](settings, *source)
-    data.claim(plan.folder, {"command": what} | plan.about)
+    data.claim(plan.folder, {"command": what} | plan.about, plan.sources)
     negative = Path(plan.folder) / latent.NEGATIVE
     if plan.negative and distributed.is_main() and not negative.exists():
         checkpoint.save_params(negative, {"context": plan.negative()})
@@ -77,13 +78,16 @@ def run(what: str, settings, source: list[str]) -> None:
         print("\n".join(plan.skipped))
         print(f"{len(plan.skipped)} sources gave no records, or not all that are in them.")
     data.wait_for(plan.folder, plan.shards)
-    if plan.skipped and not data.count(plan.folder):
+    count = data.count(plan.folder)
+    if distributed.agree(
+        not count
+    ):  # asked by all, so that all have counted before what they count is removed
         if distributed.is_main():
             data.discard(plan.folder, latent.NEGATIVE)
         raise UserError(
             f"No clip came of {source[0]}, so nothing is kept in {plan.folder}; give longer videos."
         )
-    distributed.tell(f"{plan.shards} shards are in {plan.folder}/")
+    distributed.tell(f"{count} records in {plan.shards} shards are in {plan.folder}/")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, ode, student, teacher, teacher_forcing, vae
+from rfjax.stages import distill, latent, ode, student, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
@@ -21,11 +21,20 @@ class Stage(NamedTuple):
         ..., Any
     ]  # (config) -> f(state, frozen, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
     evaluate: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: float}
+    measures: Callable[..., Any] = latent.measured  # (config) -> the names that evaluate gives
 
 
 STAGES = {
     "vae": Stage(
-        vae.networks, vae.frozen, vae.init, vae.data, vae.update, vae.export, vae.sample, vae.evaluate
+        vae.networks,
+        vae.frozen,
+        vae.init,
+        vae.data,
+        vae.update,
+        vae.export,
+        vae.sample,
+        vae.evaluate,
+        vae.measured,
     ),
     "teacher": Stage(
         student.networks,

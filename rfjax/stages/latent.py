@@ -297,6 +297,16 @@ def shown(settings, generate):
     return samples
 
 
+def measured(settings) -> list[str]:
+    """The names that `judged` gives: what the held-out captions name."""
+    if "world" not in settings:
+        return []
+    named = [one for caption in held_out(settings) for one in shapes.parse(caption).objects]
+    return [
+        f"right_{name}" for name in score.ATTRIBUTES if any(getattr(one, name, True) for one in named)
+    ]  # all name a background
+
+
 def judged(settings, generate):
     """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} outside the small world.
 

@@ -29,12 +29,8 @@ def load(sources: Mapping[str, Source], key: Array, mesh: Mesh) -> dict[str, Any
     """{name: parameters}, each in its place on the mesh. UserError for a file that is missing, damaged or of another network."""
 
     def one(source, like):
-        places = sharding.place(like, mesh)
         if not source.path:
-            return jax.jit(source.init, out_shardings=places)(key)
-        placed = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, places
-        )
-        return checkpoint.load_params(source.path, placed)
+            return jax.jit(source.init, out_shardings=sharding.place(like, mesh))(key)
+        return checkpoint.load_params(source.path, sharding.placed(like, mesh))
 
     return {name: one(sources[name], like) for name, like in shapes(sources).items()}

@@ -68,19 +68,20 @@ def levels(rollout, key, batch, frames):
 def generate(config):
     """f(params, context, key) → latents [B, F, h, w, C] by the guided sampler."""
     parts, negative = latent.parts(config), latent.negative(config)
+    frames, guidance, solver_steps = config.frames, config.guidance, config.solver_steps
 
     @jax.jit
     def run(params, context, key):
-        noise = jax.random.normal(key, (context.shape[0], config.frames, *parts.frame_shape[1:]))
+        noise = jax.random.normal(key, (context.shape[0], frames, *parts.frame_shape[1:]))
         return teacher.ode_trajectory(
             parts.dit,
             params,
             noise,
             context,
             jnp.broadcast_to(negative, context.shape),
-            config.guidance,
-            config.solver_steps,
-            config.rollout.shift,
+            guidance,
+            solver_steps,
+            parts.rollout.shift,
         )[-1]
 
     return run
