@@ -123,7 +123,7 @@ def step_on(name, stage, folder, **changes):
 
 def learnt(path, leaf):
     """Adapters as if they had been trained a little: as they begin, half of their gradients are zeros."""
-    return leaf + 0.1 if path[-1].key == "up" else leaf
+    return leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape) if path[-1].key == "up" else leaf
 
 
 def check_places(before, after, places, mesh):

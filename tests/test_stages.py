@@ -443,7 +443,7 @@ def test_missing_file_is_told_before_training(stage, what, changes, says, folder
 
 @pytest.mark.parametrize(
     "stage, section, field",
-    [("teacher", "", "guidance"), ("ode", "rollout", "block_frames"), ("distill", "", "critic_warmup")],
+    [("teacher", "", "guidance"), ("ode", "rollout", "block_frames")],
 )
 def test_field_that_a_stage_needs_is_told_before_training(
     stage, section, field, folder, tmp_path, monkeypatch

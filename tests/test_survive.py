@@ -299,7 +299,7 @@ def test_what_a_run_cannot_do_is_told_before_anything_is_there(changes, says, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["save_every", "seed", "broken", "init_from", "mesh", "optimizer"])
+@pytest.mark.parametrize("name", ["save_every", "seed", "accumulate", "init_from", "mesh", "optimizer"])
 def test_field_that_the_config_lacks_is_told_before_anything_is_there(name, tmp_path):
     config = settings()
     del config[name]
