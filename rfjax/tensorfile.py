@@ -1,7 +1,7 @@
 """Files of weights, read and written tensor by tensor: safetensors, whole or in shards, and PyTorch's .pt and .pth.
 
-bfloat16 stays bfloat16, and no more than one tensor is held at a time: files are mapped anew for each, since what was read of a mapping
-counts as memory of the process.
+bfloat16 stays bfloat16, and no more than one tensor is held at a time: files are mapped anew for each, since what was read
+of a mapping counts as memory of the process.
 """
 
 import json
