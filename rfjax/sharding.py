@@ -17,9 +17,10 @@ from rfjax.errors import UserError
 from rfjax.vae import VAEConfig
 
 # Path of a leaf → its dimensions that may be split, counted from the end; the first that divides is, over fsdp and context, or
-# else over fsdp alone: devices that share a clip need not each keep the whole state. Leading ones (layers, taps) stay whole: a loop over layers then gathers a layer at a time. The input side comes first, since accelerators
-# pad the last dimension to 128. The optimiser's moments and the average end in their parameter's path, so one table places
-# the whole train state; vectors (biases, scales, statistics) are small, and whole everywhere.
+# else over fsdp alone: devices that share a clip need not each keep the whole state. Leading ones (layers, taps) stay whole:
+# a loop over layers then gathers a layer at a time. The input side comes first, since accelerators pad the last dimension to
+# 128. The optimiser's moments and the average end in their parameter's path, so one table places the whole train state;
+# vectors (biases, scales, statistics) are small, and whole everywhere.
 RULES = (
     (r"(.*/)?(kernel|embedding)", (-2, -1)),
     (r"(.*/)?(head_)?modulation", (-1,)),
