@@ -313,6 +313,13 @@ def test_field_that_the_config_lacks_is_told_before_anything_is_there(name, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_first_state_takes_the_memory_of_the_parameters(tmp_path, monkeypatch):
+    loaded, load = [], sources.load
+    monkeypatch.setattr(sources, "load", lambda *args: loaded.append(load(*args)) or loaded[-1])
+    train.train(settings(steps=0), tmp_path)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(loaded[0]))
+
+
 def test_update_is_traced_once(tmp_path, monkeypatch):
     traced, descend = [], line.state.descend
     monkeypatch.setattr(line.state, "descend", lambda *args: traced.append(args) or descend(*args))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import av
@@ -46,7 +47,9 @@ def fresh():
 def finished(tmp_path_factory):
     """A run of 4 steps that nothing interrupted, with its checkpoints of steps 2 and 4."""
     workdir = tmp_path_factory.mktemp("finished")
-    train.train(debug(), workdir)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Some donated buffers")
+        train.train(debug(), workdir)
     return workdir
 
 
