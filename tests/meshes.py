@@ -7,8 +7,11 @@ step in the places where it came in, its buffers donated. pytest's flags work (`
 import functools
 import math
 import os
+import re
 import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -19,9 +22,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from rfjax import checkpoint, config, sharding
+from rfjax import checkpoint, config, score, sharding
 from rfjax.collectives import collectives, of_text
-from rfjax.stages import STAGES, latent, sources, student
+from rfjax.stages import STAGES, clips, latent, sources, student
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -69,8 +72,12 @@ def settings_of(stage, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Random weights of both networks, as files."""
-    folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+    return weights(tmp_path_factory.mktemp("weights"))
+
+
+def weights(folder):
+    """Random weights of both networks, as files in the folder."""
+    rng = np.random.default_rng(0)
     settings = settings_of("teacher", folder)
     networks = student.networks(settings) | {"vae": latent.codec(settings)}
     for name, shapes in sources.shapes(networks).items():
@@ -149,6 +156,66 @@ def test_step_gives_what_one_device_gives(stage, mesh, folder, one_device):
     assert apart[worst] <= TOLERANCE, worst
 
 
+# What is shown
+
+
+def shown_on(mesh, stage, folder):
+    """Clips uint8 [4, F, 16, 16, 3] that a stage shows with the files' weights, and what it measures."""
+    settings = settings_of(stage, folder)
+    settings.judged = 4
+    if stage != "vae":
+        settings.frames = 12  # enough for windows of the steady kind
+    bright = lambda video, caption: {"first": {"shape": video.mean() > 127}}  # noqa: E731
+    judge = (
+        mock.patch.multiple("rfjax.stages.clips.detect", SIDE=16),
+        mock.patch.object(score, "score", bright),
+    )
+    with judge[0], judge[1], jax.set_mesh(mesh):
+        stage, key = STAGES[stage], jax.random.key(0)
+        params, fixed = (sources.load(which(settings), key, mesh) for which in (stage.networks, stage.frozen))
+        (average,) = params.values()
+        state = types.SimpleNamespace(ema=average, generator=types.SimpleNamespace(ema=average))
+        videos, captions = stage.sample(settings)(state, fixed, key)
+        (value,) = stage.evaluate(settings)(state, fixed).values()
+    assert len(videos) == len(captions) == 4 and videos.std((2, 3, 4)).min() > 1
+    return videos, value
+
+
+def assert_same_shown(found, wanted):
+    np.testing.assert_allclose(found[0], wanted[0].astype(int), atol=1)  # rounded to another level
+    assert found[1] == pytest.approx(wanted[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("mesh", ["1x8x1", "2x2x2"])
+@pytest.mark.parametrize("stage", ["ode", "teacher", "vae"])
+def test_four_clips_are_shown_as_on_one_device_and_no_device_holds_two(stage, mesh, folder, monkeypatch):
+    texts = spied(monkeypatch)
+    sizes = [int(size) for size in mesh.split("x")]
+    alone = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    found = shown_on(sharding.make_mesh(sharding.MeshConfig(*sizes)), stage, folder)
+    assert_same_shown(found, shown_on(alone, stage, folder))
+    if stage == "ode":  # [layers, clips, slots, tokens of a block, heads, head size]
+        held = [set(re.findall(r"f32\[2,(\d+),4,32,(\d+),6\]", text)) for text in texts]
+        assert held == [{("1", str(8 // sizes[2]))}] * 2 + [{("4", "8")}] * 2
+
+
+def spied(monkeypatch):
+    """The texts of the programs that roll clips out, in a list that fills when they run."""
+    texts, make = [], clips.roller
+
+    def roller(*args):
+        def run(*args):
+            compiled = roll.lower(*args).compile()
+            texts.append(compiled.as_text())
+            return compiled(*args)
+
+        roll = make(*args)
+        return run
+
+    monkeypatch.setattr(clips, "roller", roller)
+    return texts
+
+
 # What programs send
 
 ROWS, COLUMNS, BYTES = P(("a", "b")), P(None, ("a", "b")), 64 * 16 * 4
@@ -165,6 +232,11 @@ def mapped(f):
     return jax.shard_map(f, in_specs=ROWS, out_specs=ROWS)
 
 
+def gathered(x):
+    """A device's [8, 16] → the sum of all devices', from the whole [64, 16] on each, and something of its own."""
+    return x + jax.lax.all_gather(x, ("a", "b")).sum(0)
+
+
 PROGRAMS = {
     "nothing": (jnp.tanh, ROWS, ROWS, {}),
     "gather": (jnp.tanh, ROWS, P(), {"all-gather": BYTES * 7 / 8}),
@@ -173,6 +245,9 @@ PROGRAMS = {
     "turn over an axis": (jnp.tanh, P("b"), P(None, "b"), {"all-to-all": BYTES / 4 * 3 / 4}),
     "loop": (lambda x: jax.lax.fori_loop(0, 5, lambda _, x: turn(x), x), ROWS, ROWS)
     + ({"all-to-all": 5 * 2 * BYTES / 8 * 7 / 8},),
+    "gather in a loop": (lambda x: jax.lax.fori_loop(0, 3, lambda _, x: mapped(gathered)(x), x),)
+    + (ROWS, ROWS)
+    + ({"all-gather": 3 * BYTES * 7 / 8},),
     "endless loop": (lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, turn, x), ROWS, ROWS)
     + ({"all-to-all": 2 * BYTES / 8 * 7 / 8, "all-reduce": 2 * 4 * 7 / 8},),
     "branch": (lambda x: jax.lax.cond(x.sum() > 0, turn, jnp.tanh, x), ROWS, ROWS)

@@ -17,10 +17,9 @@ class Stage(NamedTuple):
         ..., Any
     ]  # (config) -> f(state, frozen, batch, step) -> (state, metrics); donates the state
     export: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: params}, written as name.safetensors
-    sample: Callable[
-        ..., Any
-    ]  # (config) -> f(state, frozen, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
+    sample: Callable[..., Any]  # (config) -> f(state, frozen, key) -> (clips uint8 [N, F, H, W, 3], captions)
     evaluate: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: float}
+    generate: Callable[..., Any] | None = None  # (config) -> what `clips.roller` compiles, for preflight
 
 
 STAGES = {
@@ -36,6 +35,7 @@ STAGES = {
         student.export,
         teacher.sample,
         teacher.evaluate,
+        teacher.generate,
     ),
     "ode": Stage(
         student.networks,
@@ -46,6 +46,7 @@ STAGES = {
         student.export,
         ode.sample,
         ode.evaluate,
+        ode.generate,
     ),
     "teacher_forcing": Stage(
         student.networks,
@@ -56,6 +57,7 @@ STAGES = {
         student.export,
         ode.sample,
         ode.evaluate,
+        ode.generate,
     ),
     "distill": Stage(
         distill.networks,
@@ -66,5 +68,6 @@ STAGES = {
         distill.export,
         distill.sample,
         distill.evaluate,
+        ode.generate,
     ),
 }
