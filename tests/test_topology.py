@@ -72,7 +72,8 @@ def test_operations_of_a_rolling_window_are_those_that_xla_counts(wide):
 
     def step(model, state):
         x0 = rollout.window_call(model, state.cache, state.window, state.index, 99, steady=True)
-        return x0, rollout.clean_call(model, state.cache, state.index - 4, x0[:, 0], steady=True)
+        past = model.policy.read_clean(state.cache, state.index - 4, 3, steady=True)
+        return x0, model.x0(x0[:, 0], jnp.zeros(3), jnp.arange(3), past)
 
     traced = jax.jit(step).trace(wide, state)
     xla = traced.lower().compile({"xla_backend_optimization_level": 0}).cost_analysis()["flops"]

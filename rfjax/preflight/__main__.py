@@ -4,8 +4,8 @@
     python -m rfjax.preflight --config configs/wan_distill_14b.py --topology v6e:4x4 --config.mesh.fsdp=16
 
 The first sums up sampling on one device. The second compiles the config's real steps for chips that need not be here, and tells
-what each takes of a chip: of training the updates and, where a save shows clips, "sample" and "decoder"; of sampling a stream's step
-("window") and its "decoder". `--programs decoder` compiles that one alone. A field of the config is changed by
+what each takes of a chip: of training the updates and, where a save shows clips, "sample" and "decoder"; of sampling the step of a
+stream, "window", and its "decoder". `--programs decoder` compiles that one alone. A field of the config is changed by
 `--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
 """
 
