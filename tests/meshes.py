@@ -1,7 +1,8 @@
-"""`python tests/meshes.py`: on 8 host devices, a step of every stage on every mesh, and what programs send.
+"""`python tests/meshes.py`: on 8 host devices, a step of every stage on every mesh, what is shown, and what programs send.
 
-Loss and gradients must be those of one device; parameters, optimiser state and average must fall as 1/(fsdp · context); a state must
-leave a step in the places where it came in, its buffers donated; clips that are shown are those of one device. pytest's flags work (`-k "ode or 2x2x2"`); the suite runs a part.
+Loss and gradients must be those of one device, and so the clips; parameters, optimiser state and average must fall as
+1/(fsdp · context); a state must leave a step in the places where it came in, its buffers donated. pytest's flags work
+(`-k "ode or 2x2x2"`); the suite runs a part.
 """
 
 import functools
@@ -169,7 +170,7 @@ def shown_on(mesh, name, folder):
     else:
         settings.frames = 12  # enough for windows of the steady kind
         made = mock.patch.object(clips, "roller", once(clips.roller(settings, stage.generate(settings))))
-    bright = mock.patch.object(score, "score", lambda *_: {"first": {"shape": _[0].mean() > 127}})
+    bright = mock.patch.object(score, "score", lambda video, _: {"first": {"shape": video.mean() > 127}})
     with made, bright, mock.patch.object(detect, "SIDE", 16), jax.set_mesh(mesh):
         params, fixed = (sources.load(which(settings), key, mesh) for which in (stage.networks, stage.frozen))
         (average,) = params.values()
