@@ -37,3 +37,28 @@ def get_config() -> ConfigDict:
     )
     config.rollout = ConfigDict({"steps": (1000, 800, 600, 400, 200), "shift": 5.0, "block_frames": 3})
     return config
+
+
+def training(stage: str, **settings) -> ConfigDict:
+    """The model's config with what every stage needs, on 8 devices; `settings` are the stage's own."""
+    config = get_config()
+    config.stage = stage
+    config.seed = 0
+    config.dit.remat = True
+    config.negative_prompt = ""
+    config.mesh = ConfigDict({"data": 1, "fsdp": 8, "context": 1})
+    config.batch_size = 8
+    config.accumulate = 1  # micro-batches that a batch is split into, for memory
+    config.lora = ConfigDict(
+        {"rank": 0, "alpha": 0.0, "targets": "blocks/(self|cross)_[qkvo]"}
+    )  # rank 0: train everything
+    config.steps = 3000
+    config.frames = 21
+    config.method = "rolling"
+    config.log_every = 10
+    config.keep = 2
+    config.best = ""
+    config.max_skipped = 10  # updates in a row without a finite gradient that end the run
+    for name, value in settings.items():
+        config[name] = ConfigDict(value) if isinstance(value, dict) else value
+    return config

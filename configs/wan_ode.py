@@ -13,18 +13,25 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-BASE = runpy.run_path(str(Path(__file__).parent / "wan_teacher_forcing.py"))["get_config"]
+training = runpy.run_path(str(Path(__file__).parent / "wan_1_3b.py"))["training"]
 
 
 def get_config() -> ConfigDict:
-    config = BASE()
-    config.stage = "ode"
-    config.prompts = "data/prompts"
-    config.data = "data/wan_ode"
-    config.made_by = "python -m rfjax.data ode-pairs --config configs/wan_ode.py"
-    config.teacher = config.init_from
-    config.guidance = 5.0
-    config.solver_steps = 50
-    config.shards = 24
-    config.optimizer.learning_rate = 2e-6
-    return config
+    return training(
+        "ode",
+        weights="weights/wan_1_3b",
+        init_from="weights/wan_1_3b/dit.safetensors",
+        vae_weights="weights/wan_1_3b/vae.safetensors",
+        prompts="data/prompts",
+        data="data/wan_ode",
+        made_by="python -m rfjax.data ode-pairs --config configs/wan_ode.py",
+        teacher="weights/wan_1_3b/dit.safetensors",
+        guidance=5.0,
+        solver_steps=50,
+        record_frames=21,
+        record_batch=8,  # clips that are made at a time, over the devices of a process
+        shard_records=64,
+        shards=24,
+        optimizer={"learning_rate": 2e-6, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999},
+        save_every=250,
+    )

@@ -12,38 +12,20 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-BASE = runpy.run_path(str(Path(__file__).parent / "wan_1_3b.py"))["get_config"]
+training = runpy.run_path(str(Path(__file__).parent / "wan_1_3b.py"))["training"]
 
 
 def get_config() -> ConfigDict:
-    config = BASE()
-    config.stage = "teacher_forcing"
-    config.seed = 0
-    config.weights = "weights/wan_1_3b"
-    config.negative_prompt = ""
-    config.dit.remat = True
-    config.init_from = "weights/wan_1_3b/dit.safetensors"
-    config.vae_weights = "weights/wan_1_3b/vae.safetensors"
-    config.data = "data/videos"
-    config.made_by = "python -m rfjax.data encode-videos FOLDER --config configs/wan_teacher_forcing.py"
-    config.record_frames = 21
-    config.record_batch = 8  # clips that are encoded at a time, over the devices of a process
-    config.shard_records = 64  # videos of a shard
-    config.mesh = ConfigDict({"data": 1, "fsdp": 8, "context": 1})
-    config.batch_size = 8
-    config.lora = ConfigDict(
-        {"rank": 0, "alpha": 0.0, "targets": "blocks/(self|cross)_[qkvo]"}
-    )  # rank 0: train everything
-    config.accumulate = 1
-    config.steps = 3000
-    config.frames = 21
-    config.method = "rolling"
-    config.optimizer = ConfigDict(
-        {"learning_rate": 1e-5, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999}
+    return training(
+        "teacher_forcing",
+        weights="weights/wan_1_3b",
+        init_from="weights/wan_1_3b/dit.safetensors",
+        vae_weights="weights/wan_1_3b/vae.safetensors",
+        data="data/videos",
+        made_by="python -m rfjax.data encode-videos FOLDER --config configs/wan_teacher_forcing.py",
+        record_frames=21,
+        record_batch=8,  # clips that are encoded at a time, over the devices of a process
+        shard_records=64,  # videos of a shard
+        optimizer={"learning_rate": 1e-5, "warmup": 100, "weight_decay": 0.01, "ema_decay": 0.999},
+        save_every=250,
     )
-    config.log_every = 10
-    config.save_every = 250
-    config.keep = 2
-    config.best = ""
-    config.max_skipped = 10
-    return config

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from rfjax import flash
+from rfjax import axes, flash
 from rfjax.flash import FrameMask
 
 MOST_SCORES = 2**26  # held at a time: 256 MiB
@@ -41,13 +41,10 @@ def _platform() -> str:
 
 
 def _per_device(kernel, q: Array, k: Array, v: Array, mask: Array | FrameMask | None) -> Array:
-    """The kernel on each device's share: batch over data and fsdp, heads over context, whole where these do not divide it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    """The kernel on each device's share: batch and heads split as `axes.spec` says."""
+    if jax.sharding.get_abstract_mesh().empty:
         return kernel(q, k, v, mask)
-    rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
-    heads = "context" if q.shape[2] % mesh.shape["context"] == 0 else None
-    split, whole = PartitionSpec(rows, None, heads, None), PartitionSpec()
+    split, whole = axes.spec(q.shape, "batch", None, "heads"), PartitionSpec()
     # The kernel's outputs do not say over which axes they vary, so that check is off.
     shared = jax.shard_map(kernel, in_specs=(split,) * 3 + (whole,), out_specs=split, check_vma=False)
     return shared(q, k, v, mask)

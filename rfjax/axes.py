@@ -15,19 +15,28 @@ BATCH = ("data", "fsdp")
 SPLIT = {"batch": BATCH, "tokens": ("context",), "heads": ("context",), None: ()}
 
 
-def constrain(x: Array, *names: str | None) -> Array:
-    """x with dimension i split by names[i] ("batch", "tokens", "heads", None: whole) over the ambient mesh; the rest are whole.
+def spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
+    """How an array is split over the ambient mesh: dimension i by names[i] ("batch", "tokens", "heads", None: whole).
 
-    A dimension that its axes do not divide stays whole, as in the few clips that a stage shows. Without an ambient mesh, or on
-    one device, x itself: sampling and training there are the same program.
+    The rest is whole, and so is a dimension that its axes do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
-        return x
 
     def axes_of(name, size):
         axes = SPLIT[name]
         return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
-    spec = map(axes_of, names, x.shape)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return PartitionSpec(*map(axes_of, names, shape))
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """x split by names as `spec` says. Without an ambient mesh, or on one device, x itself: the program there is the same."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, *names))
+
+
+def places() -> int:
+    """Places along data and fsdp of the ambient mesh: how many parts a batch is split into. 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)

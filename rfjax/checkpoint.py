@@ -122,6 +122,7 @@ class Checkpoints:
         here, there = describe(like), about["leaves"]
         differing = sorted(name for name in here | there if here.get(name) != there.get(name))
         differing = [name for name in differing if name in there or not _is_count(name)]
+        differing = [name for name in differing if name in here or not name.startswith("critic/ema/")]
         if differing:
             name = differing[0]
             raise UserError(
@@ -165,7 +166,8 @@ def _newest(folder: Path, steps, read):
 def _read(folder: Path, like):
     """Leaves of a checkpoint's state, by their paths in `like`, in its dtypes and shardings. No process waits for another.
 
-    A count that the checkpoint lacks, since it is older than the count, is 0.
+    A count that the checkpoint lacks, since it is older than the count, is 0; the critic's average, which older checkpoints have,
+    is passed over.
     """
     arguments = ocp.args.PyTreeRestore(
         item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True

@@ -63,7 +63,10 @@ def teacher_forcing_loss(
 def teacher_forcing_flow(
     dit: DiT, params, clean: Array, x_t: Array, t: Array, context: Array, mask: Array
 ) -> Array:
-    """Flow of the noisy half, with both halves at the same positions and the clean one at t = 0."""
+    """Flow [B, F, H, W, C] of the noisy half x_t at t [B, F], both halves at the same positions, the clean one at t = 0.
+
+    clean, x_t [B, F, H, W, C]; context [B, text_len, text_dim]; mask [2F, 2F] bool, see `attention.teacher_forcing_mask`.
+    """
     variables, frames = {"params": params}, clean.shape[1]
     text_kv = dit.apply(variables, context, method="text_kv")
     positions = jnp.tile(jnp.arange(frames), 2)

@@ -41,16 +41,12 @@ class Log:
             self._board.add_scalar(name, value, step)
 
     def clips(self, step: int, clips: np.ndarray, captions, fps: float) -> None:
-        """clips [N, F, H, W, 3] in [-1, 1] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard.
-
-        All processes must call it: the clips may be spread over them.
-        """
-        frames = to_uint8(clips)
+        """clips uint8 [N, F, H, W, 3] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard."""
         if not self.writes:
             return
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        for index, (clip, caption) in enumerate(zip(frames, captions, strict=True)):
+        for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
             for suffix in ("mp4", "png"):
                 path = folder / f"{step:06d}_{index}.{suffix}"
                 with video.open_writer(path, fps, clip.shape[1:3]) as writer:
@@ -86,7 +82,10 @@ def means(recent: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """Frames […, H, W, 3] in [-1, 1], wherever they are → uint8 of the same shape on the host, rounded and clamped."""
+    """Frames […, H, W, 3] in [-1, 1] → uint8 of the same shape on the host, rounded and clamped.
+
+    All processes must ask: frames may be spread over them.
+    """
     return (np.clip(distributed.whole(frames) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
 
 

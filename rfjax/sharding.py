@@ -150,3 +150,18 @@ def put_batch(batch, mesh: Mesh):
     """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
     split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
     return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
+
+
+def spread(batch):
+    """Dict of whole batches [B, …] on the host of every process → global arrays, split over data and fsdp of the ambient mesh.
+
+    Without a mesh they stay what they are.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return batch
+    split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
+    return {
+        name: jax.make_array_from_callback(rows.shape, split, rows.__getitem__)
+        for name, rows in batch.items()
+    }

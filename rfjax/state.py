@@ -45,7 +45,7 @@ class TrainState(struct.PyTreeNode):
     step: Array  # [] int32, updates done
     params: Any
     opt_state: Any
-    ema: Any  # average of params, same tree
+    ema: Any  # average of params, same tree; None where none is kept
     skipped: Array  # [2] int32, updates skipped: in a row until now, and in all
 
 
@@ -120,7 +120,7 @@ def apply_gradients(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, config)
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    ema = state.ema and jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     after = TrainState(state.step + 1, params, opt_state, ema, state.skipped * jnp.array([0, 1]))
     skip = state.replace(skipped=state.skipped + 1)
     finite = jnp.isfinite(optax.tree.norm(grads))

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import train
-from rfjax import errors, state
+from rfjax import errors, metrics, state
 from rfjax.config import build, parse_flags
 from rfjax.stages import STAGES, Stage, sources
 
@@ -94,7 +94,7 @@ def export(config):
 def sample(config):
     """A still clip of the kernel."""
     show = jax.jit(lambda kernel: jnp.tile(kernel.sum(0)[None, None, :, :2, None], (1, 4, 2, 8, 3)))
-    return lambda now, fixed, key: (show(now.ema["layer"]["kernel"]), ["the kernel"])
+    return lambda now, fixed, key: (metrics.to_uint8(show(now.ema["layer"]["kernel"])), ["the kernel"])
 
 
 def evaluate(config):

@@ -1,14 +1,18 @@
-"""`python tests/meshes.py`: on 8 host devices, a step of every stage on every mesh, and what programs send.
+"""`python tests/meshes.py`: on 8 host devices, a step of every stage on every mesh, what is shown, and what programs send.
 
-Loss and gradients must be those of one device; parameters, optimiser state and average must fall as 1/fsdp; a state must leave a
-step in the places where it came in, its buffers donated. pytest's flags work (`-k "ode or 2x2x2"`); the suite runs a part.
+Loss and gradients must be those of one device, and so the clips; parameters, optimiser state and average must fall as
+1/(fsdp · context); a state must leave a step in the places where it came in, its buffers donated. pytest's flags work
+(`-k "ode or 2x2x2"`); the suite runs a part.
 """
 
 import functools
 import math
 import os
+import re
 import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -19,9 +23,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rfjax import checkpoint, config, distributed, sharding
+from rfjax import checkpoint, config, detect, distributed, score, sharding
 from rfjax.collectives import collectives, of_text
-from rfjax.stages import STAGES, latent, sources, student
+from rfjax.stages import STAGES, clips, latent, sources, student, vae
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MESHES = ("8x1x1", "1x8x1", "1x1x8", "2x2x2")
@@ -70,8 +74,12 @@ def settings_of(stage, folder, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Random weights of both networks, as files."""
-    folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(0)
+    return weights(tmp_path_factory.mktemp("weights"))
+
+
+def weights(folder):
+    """Random weights of both networks, as files in the folder."""
+    rng = np.random.default_rng(0)
     settings = settings_of("teacher", folder)
     networks = student.networks(settings) | {"vae": latent.codec(settings)}
     for name, shapes in sources.shapes(networks).items():
@@ -129,11 +137,12 @@ def learnt(path, leaf):
 def check_places(before, after, places, mesh):
     """Every matrix is split, and what came in is where it was, its buffer given to what came out."""
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before) if leaf.ndim), "a buffer was not donated"
-    fsdp, paths = mesh.shape["fsdp"], jax.tree_util.tree_leaves_with_path(after)
+    parts = mesh.shape["fsdp"] * mesh.shape["context"]
+    paths = jax.tree_util.tree_leaves_with_path(after)
     for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True):
         assert leaf.sharding == place, f"{path} came in as {place.spec} and left as {leaf.sharding.spec}"
         large = path[-1].key in ("kernel", "modulation", "head_modulation") if leaf.ndim > 1 else False
-        wanted = leaf.nbytes // (fsdp if large else 1)
+        wanted = leaf.nbytes // (parts if large else 1)
         assert {shard.data.nbytes for shard in leaf.addressable_shards} == {wanted}, path
 
 
@@ -196,6 +205,71 @@ def test_layer_is_cut_out_of_a_split_stack_with_the_memory_of_a_layer():
     assert 0 < memory.output_size_in_bytes + memory.temp_size_in_bytes <= 64 * 32 * 4
 
 
+# What is shown
+
+
+def shown_on(mesh, name, folder):
+    """Clips uint8 [N, F, 16, 16, 3] that a stage shows with the files' weights, N = 4 of the VAE and else 3; what it measures."""
+    settings, stage, key = settings_of(name, folder), STAGES[name], jax.random.key(0)
+    settings.judged = 3  # which no mesh divides
+    if name == "vae":
+        made = mock.patch.object(vae, "_reconstruct", once(vae._reconstruct(settings)))
+    else:
+        settings.frames = 12  # enough for windows of the steady kind
+        made = mock.patch.object(clips, "roller", once(clips.roller(settings, stage.generate(settings))))
+    bright = mock.patch.object(score, "score", lambda video, _: {"first": {"shape": video.mean() > 127}})
+    with made, bright, mock.patch.object(detect, "SIDE", 16), jax.set_mesh(mesh):
+        params, fixed = (sources.load(which(settings), key, mesh) for which in (stage.networks, stage.frozen))
+        (average,) = params.values()
+        state = types.SimpleNamespace(ema=average)
+        videos, captions = stage.sample(settings)(state, fixed, key)
+        (value,) = stage.evaluate(settings)(state, fixed).values()
+    assert len(videos) == len(captions) and videos.std((2, 3, 4)).min() > 1
+    return videos, value
+
+
+def once(made):
+    """What makes a program, as one that was made already: samples and evaluation then share it."""
+    return lambda *_: made
+
+
+def assert_same_shown(found, wanted):
+    np.testing.assert_allclose(found[0], wanted[0].astype(int), atol=1)  # rounded to another level
+    assert found[1] == pytest.approx(wanted[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("mesh", ["1x8x1", "2x2x2"])
+@pytest.mark.parametrize("stage", ["ode", "teacher", "vae"])
+def test_clips_are_shown_as_on_one_device_and_no_device_holds_two(stage, mesh, folder, monkeypatch):
+    texts = spied(monkeypatch)
+    sizes = [int(size) for size in mesh.split("x")]
+    alone = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    found = shown_on(sharding.make_mesh(sharding.MeshConfig(*sizes)), stage, folder)
+    assert_same_shown(found, shown_on(alone, stage, folder))
+    if stage == "ode":  # [layers, clips, slots, tokens of a block, heads, head size]
+        held = [set(re.findall(r"f32\[2,(\d+),4,32,(\d+),6\]", text)) for text in texts]
+        assert held == [{("1", str(8 // sizes[2]))}, {("3", "8")}]
+
+
+def spied(monkeypatch):
+    """The texts of the programs that roll clips out, in a list that fills when they are compiled."""
+    texts, make = [], clips.roller
+
+    def roller(*args):
+        roll, compiled = make(*args), []
+
+        def run(*args):
+            if not compiled:
+                compiled.append(roll.lower(*args).compile())
+                texts.append(compiled[0].as_text())
+            return compiled[0](*args)
+
+        return run
+
+    monkeypatch.setattr(clips, "roller", roller)
+    return texts
+
+
 # What programs send
 
 ROWS, COLUMNS, BYTES = P(("a", "b")), P(None, ("a", "b")), 64 * 16 * 4
@@ -212,6 +286,11 @@ def mapped(f):
     return jax.shard_map(f, in_specs=ROWS, out_specs=ROWS)
 
 
+def gathered(x):
+    """A device's [8, 16] → the sum of all devices', from the whole [64, 16] on each, and something of its own."""
+    return x + jax.lax.all_gather(x, ("a", "b")).sum(0)
+
+
 PROGRAMS = {
     "nothing": (jnp.tanh, ROWS, ROWS, {}),
     "gather": (jnp.tanh, ROWS, P(), {"all-gather": BYTES * 7 / 8}),
@@ -220,6 +299,9 @@ PROGRAMS = {
     "turn over an axis": (jnp.tanh, P("b"), P(None, "b"), {"all-to-all": BYTES / 4 * 3 / 4}),
     "loop": (lambda x: jax.lax.fori_loop(0, 5, lambda _, x: turn(x), x), ROWS, ROWS)
     + ({"all-to-all": 5 * 2 * BYTES / 8 * 7 / 8},),
+    "gather in a loop": (lambda x: jax.lax.fori_loop(0, 3, lambda _, x: mapped(gathered)(x), x),)
+    + (ROWS, ROWS)
+    + ({"all-gather": 3 * BYTES * 7 / 8},),
     "endless loop": (lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, turn, x), ROWS, ROWS)
     + ({"all-to-all": 2 * BYTES / 8 * 7 / 8, "all-reduce": 2 * 4 * 7 / 8},),
     "branch": (lambda x: jax.lax.cond(x.sum() > 0, turn, jnp.tanh, x), ROWS, ROWS)

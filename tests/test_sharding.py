@@ -2,12 +2,14 @@
 
 import functools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
@@ -16,12 +18,12 @@ from ml_collections import ConfigDict
 from rfjax import axes, config, sharding
 from rfjax import state as train
 from rfjax.errors import UserError
-from rfjax.stages import sources, student
+from rfjax.stages import clips, sources, student
 
 ROOT = Path(__file__).parents[1]
 BOTH = ("fsdp", "context")
 # Of the stages one of the transformer, on all axes at once; distillation compiles for minutes.
-QUICK = "not test_step_gives or (ode and 2x2x2)"
+QUICK = "bytes or cut or nan or adapters or (ode and 2x2x2)"
 
 
 def mesh_of(data, fsdp, context):
@@ -34,6 +36,33 @@ def test_eight_devices_train_as_one_and_send_what_closed_forms_say():
     command = [sys.executable, "tests/meshes.py", "-k", QUICK]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_show_and_judge_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "tests/shown.py", str(tmp_path), address, process],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in "01"
+    ]
+    try:
+        told = [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], told
+    for stage in ("ode", "vae"):
+        first, second = (np.load(tmp_path / f"{stage}_{process}.npz") for process in "01")
+        np.testing.assert_array_equal(first["clips"], second["clips"])
+        assert first["value"] == second["value"]
 
 
 @pytest.mark.parametrize("name", ["wan_1_3b", "wan_14b", "small"])
@@ -122,6 +151,21 @@ def settings(**changes):
 def test_a_mesh_that_does_not_divide_the_work_is_told_before_it_starts(mesh, changes, says):
     with pytest.raises(UserError, match=says):
         sharding.check(settings(**changes), mesh_of(*mesh))
+
+
+@pytest.mark.parametrize(
+    "mesh, changes, count, size",
+    [
+        ((1, 8, 1), {}, 4, 8),  # filled up
+        ((1, 1, 1), {}, 4, 4),
+        ((2, 2, 2), {}, 5, 8),
+        ((2, 2, 1), {"accumulate": 4}, 16, 4),  # no more than a micro-batch of training
+        ((1, 1, 8), {"accumulate": 16}, 4, 1),
+    ],
+)
+def test_clips_are_shown_in_groups_that_the_mesh_divides_and_training_holds(mesh, changes, count, size):
+    with jax.sharding.use_abstract_mesh(mesh_of(*mesh)):
+        assert clips.group(settings(**changes), count) == size
 
 
 def test_what_divides_is_allowed():

@@ -14,12 +14,26 @@ import pytest
 from flax import serialization
 
 import train
-from rfjax import checkpoint, config, data, detect, dit, flow, lora, losses, score, sharding, teacher, tree
+from rfjax import (
+    checkpoint,
+    config,
+    data,
+    detect,
+    dit,
+    flow,
+    lora,
+    losses,
+    sampler,
+    score,
+    sharding,
+    teacher,
+    tree,
+)
 from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
-from rfjax.stages import STAGES, distill, latent, sources, teacher_forcing
+from rfjax.stages import STAGES, clips, distill, latent, sources, teacher_forcing
 from rfjax.stages import teacher as teacher_stage
 from rfjax.vae import VAE, VAEConfig
 
@@ -177,18 +191,17 @@ def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkey
     jax.tree.map(
         np.testing.assert_array_equal, stage.export(run.settings)(run.state, {}), {"dit": network.ema}
     )
-    decode = latent.decoder(run.settings)
-    monkeypatch.setattr(latent, "decoder", lambda settings: decode)  # compiled once
+    fixed = {"negative": {"context": np.zeros((16, 48), np.float32)}}
     if run.settings.stage in ("teacher_forcing", "distill"):  # they roll out as the ODE stage does
-        monkeypatch.setattr(distill.ode, "generate", lambda settings: shown_by(network))
-    clips, captions = stage.sample(run.settings)(run.state, {}, jax.random.key(0))
+        monkeypatch.setattr(clips, "roller", lambda settings, generate: shown_by(network))
+    videos, captions = stage.sample(run.settings)(run.state, fixed, jax.random.key(0))
     frames = 1 + 2 * (run.settings.frames - 1)
-    assert clips.shape == (len(captions), frames, 16, 16, 3) and np.isfinite(clips).all()
-    assert clips.std(0).max() > 0
+    assert videos.shape == (len(captions), frames, 16, 16, 3) and videos.dtype == np.uint8
+    assert videos.std(0).max() > 0
     verdicts = iter([{"shape": True}, {"shape": False, "colour": True}, {"shape": True}, {"shape": True}])
-    monkeypatch.setattr(latent.detect, "SIDE", 16)
-    monkeypatch.setattr(latent.score, "score", lambda video, caption: {"first": next(verdicts)})
-    assert stage.evaluate(run.settings)(run.state, {}) == {"right_shape": 0.75, "right_colour": 1.0}
+    monkeypatch.setattr(clips.detect, "SIDE", 16)
+    monkeypatch.setattr(clips.score, "score", lambda video, caption: {"first": next(verdicts)})
+    assert stage.evaluate(run.settings)(run.state, fixed) == {"right_shape": 0.75, "right_colour": 1.0}
 
 
 @pytest.mark.parametrize("run", ["teacher_forcing"], indirect=True)
@@ -220,13 +233,13 @@ def test_every_block_draws_its_own_level_of_the_shifted_table():
 
 
 def shown_by(network):
-    """A stage's `generate` that is to be asked for the clips of this one."""
+    """What rolls out clips, and is to be asked for those of this network."""
 
-    def generate(params, context, key):
-        assert params is network.ema
-        return jax.random.normal(key, (context.shape[0], 6, 8, 8, 4))
+    def roll(average, fixed, batch):
+        assert average is network.ema
+        return jax.vmap(lambda key: jax.random.normal(key, (6, 8, 8, 4)))(batch["key"])
 
-    return generate
+    return roll
 
 
 def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloat16(folder):
@@ -244,7 +257,8 @@ def test_distillation_by_sid_in_parts_without_vae_from_a_larger_teacher_in_bfloa
     assert {x.dtype for x in jax.tree.leaves(fixed["teacher"])} == {jnp.dtype("bfloat16")}
     state = stage.init(settings, params)
     assert {x.dtype for x in jax.tree.leaves(state.generator.params)} == {jnp.dtype("float32")}
-    for name, (function, arguments) in distill.programs(settings).items():
+    shapes = jax.eval_shape(lambda: state), sources.shapes(stage.frozen(settings))
+    for name, (function, arguments) in distill.programs(settings, *shapes).items():
         network, other = state.generator, state.critic
         like = (network, other.params, fixed) if name == "generator" else (other, network.params, fixed)
         assert describe(arguments[:3]) == describe(like)
@@ -313,7 +327,7 @@ def test_latent_records_are_the_world_through_the_vae(folder):
 def test_ode_records_are_the_points_of_the_trajectory_at_the_few_step_levels(folder):
     settings = settings_of("ode", folder)
     parts = latent.parts(settings)
-    params = latent.load(settings.teacher, parts.dit.config)
+    params = checkpoint.load_params(settings.teacher, sampler.abstract("dit", parts.dit.config))
     found = records(folder / "ode" / "00000.arrayrecord")
     context = jnp.asarray(parts.encoder.encode([record["caption"] for record in found[:2]]))
     noise = jnp.asarray(np.stack([record["trajectory"][0] for record in found[:2]]), jnp.float32)
@@ -354,6 +368,24 @@ def test_half_of_the_teacher_s_clips_go_on_from_clean_blocks_of_every_number():
     np.testing.assert_array_equal(t, np.where(np.arange(7) < (t == 0).sum(1, keepdims=True), 0, level))
     drawn = level / 1000 / (5 - 4 * level / 1000)  # the shift undone
     np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_clip_of_one_block_goes_on_from_nothing(frames):
+    t, weight = teacher_stage.levels(RolloutConfig(block_frames=3), jax.random.key(0), 64, frames)
+    assert (t > 0).all() and (weight == 1).all()
+
+
+def test_the_critic_keeps_no_average_and_a_checkpoint_that_has_one_is_restored(folder, tmp_path):
+    settings = settings_of("distill", folder)
+    params = {"dense": {"kernel": jnp.ones((2, 3))}}
+    now = jax.jit(functools.partial(distill.init, settings))({"generator": params, "critic": params})
+    assert now.critic.ema is None and now.generator.ema is not None
+    older = now.replace(critic=now.critic.replace(ema=params))
+    with checkpoint.Checkpoints(tmp_path, 2, "distill") as kept:
+        kept.save(1, older, 0)
+        found = kept.restore(jax.eval_shape(lambda: now))
+    jax.tree.map(np.testing.assert_array_equal, found.state, now)
 
 
 # Distillation's crop
@@ -462,7 +494,7 @@ def test_what_a_stage_says_that_it_measures_is_what_its_clips_are_scored_by():
     for settings.judged in (1, 3):
         scores = [
             score.score(np.zeros((16, 64, 64, 3), np.uint8), caption)["first"]
-            for caption in latent.held_out(settings)
+            for caption in clips.held_out(settings)
         ]
         assert set(STAGES["ode"].measures(settings)) == {f"right_{name}" for row in scores for name in row}
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rfjax import axes, flash
+from rfjax import axes, dit, flash, rollout, sampler
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
 from rfjax.preflight import compiled, programs, report, topology
@@ -57,20 +57,75 @@ def test_the_attention_kernel_counts_its_products():
     assert counted == 2 * 2 * 2 * 256 * 512 * 128  # q·k and weights·v, two heads
 
 
+@pytest.fixture(scope="module")
+def wide():
+    """A rollout model wide enough that its products are nearly all that it does, as shapes; layers one after another."""
+    sizes = dit.DiTConfig(512, 2048, 4, 2, 64, 16, freq_dim=64, unroll=True)
+    params, text = sampler.abstract("dit", sizes), jax.ShapeDtypeStruct((2, 4, 16, 4, 128), jnp.float32)
+    return rollout.Model(dit.DiT(sizes), params, dit.KV(text, text), rollout.RolloutConfig())
+
+
+def test_operations_of_a_rolling_window_are_those_that_xla_counts(wide):
+    """The window and the clean call after it, of the steady kind, in plain attention on CPU."""
+    frame = (3, 16, 16, 16)
+    state = jax.eval_shape(lambda: rollout.rolling_init(wide, 4, frame))
+
+    def step(model, state):
+        x0 = rollout.window_call(model, state.cache, state.window, state.index, 99, steady=True)
+        past = model.policy.read_clean(state.cache, state.index - 4, 3, steady=True)
+        return x0, model.x0(x0[:, 0], jnp.zeros(3), jnp.arange(3), past)
+
+    traced = jax.jit(step).trace(wide, state)
+    xla = traced.lower().compile({"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
+    assert flops(traced.jaxpr) == pytest.approx(xla, rel=0.02)
+
+
 # What lies on a chip
 
 
 def test_what_another_program_needs_lies_there_too(mesh):
     mine, shared, other = abstract(mesh, 8, 8), abstract(mesh, 16), abstract(mesh, 100)
     named = {
-        "first": programs.Program(jax.jit(lambda x, y: (x @ x).sum() + y.sum()), (mine, shared)),
-        "second": programs.Program(jax.jit(lambda y, z: y.sum() + z.sum()), (shared, other)),
+        "first": programs.Program(jax.jit(lambda x, y: (x @ x).sum() + y.sum()), (mine, shared), mesh),
+        "second": programs.Program(jax.jit(lambda y, z: y.sum() + z.sum()), (shared, other), mesh),
     }
-    first, second = compiled.measure(named, mesh).values()
+    first, second = compiled.measure(named, named).values()
     assert (first["arguments"], first["elsewhere"]) == (4 * (64 + 16), 4 * 100)
     assert (second["arguments"], second["elsewhere"]) == (4 * (16 + 100), 4 * 64)
     assert first["total"] == sum(first[part] for part in ("arguments", "outputs", "temporaries", "elsewhere"))
     assert first["flops"] == 2 * 8**3 and second["flops"] == 0
+
+
+def test_what_is_there_for_one_program_alone_is_not_counted_for_the_others(mesh):
+    weights, passing, other = abstract(mesh, 8), abstract(mesh, 1000), abstract(mesh, 50)
+    named = {
+        "decoder": programs.Program(
+            jax.jit(lambda x, y: x.sum() + y.sum()), (weights, passing), mesh, kept=1
+        ),
+        "step": programs.Program(jax.jit(jnp.sum), (other,), mesh),
+    }
+    decoder, step = compiled.measure(named, named).values()
+    assert (decoder["arguments"], decoder["elsewhere"]) == (4 * 1008, 4 * 50)
+    assert (step["arguments"], step["elsewhere"]) == (4 * 50, 4 * 8)
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_what_a_save_shows_is_among_the_programs_of_training(mesh, shows):
+    settings = command.config.load(str(ROOT / "configs/wan_distill_14b.py"))
+    settings.vae_weights = "weights/wan_1_3b/vae.safetensors" if shows else ""
+    named = programs.training(settings, mesh)
+    assert list(named) == ["critic", "generator", *["sample", "decoder"] * shows]
+    if not shows:
+        return
+    average, _, batch = named["sample"].args
+    assert (
+        average["blocks"]["ffn_in"]["kernel"] is named["generator"].args[0].ema["blocks"]["ffn_in"]["kernel"]
+    )
+    assert batch["context"].shape == (4, 512, 4096)  # on one device, of 8 rows a micro-batch
+    _, weights, block, past = named["decoder"].args
+    assert block.shape == (1, 3, 60, 104, 16) and jax.tree.leaves(past)[0].shape[0] == 1
+    lying = programs.resident(named)
+    assert id(weights["conv2"]["kernel"]) in lying and id(block) not in lying
 
 
 def test_a_batch_is_split_and_parameters_go_by_their_rules():
@@ -79,8 +134,8 @@ def test_a_batch_is_split_and_parameters_go_by_their_rules():
     state, batch = programs._placer(mesh)(
         ({"dense": {"kernel": leaf}}, {"context": jax.ShapeDtypeStruct((8, 3), "float32")})
     )
-    assert programs.share(state["dense"]["kernel"]) == 16 * 8 * 4 // 4
-    assert programs.share(batch["context"]) == 8 * 3 * 4 // 8
+    assert list(programs.shares((state,)).values()) == [16 * 8 * 4 // 4]
+    assert list(programs.shares((batch,)).values()) == [8 * 3 * 4 // 8]
 
 
 def test_the_largest_arrays_are_named():
@@ -174,7 +229,12 @@ def test_command_end_to_end_on_several_devices(tmp_path):
             "The mesh 1×3×1 (data, fsdp, context) needs 3 devices",
         ),
         (["--config.mesh.fspd=3"], "--config.mesh.fspd=3 changes nothing"),
-        (["--json", "x.json"], "--json writes the figures of --topology"),
+        (["--json", "x.json"], "--json and --programs are about the programs of --topology"),
+        (["--topology", "cpu:1", "--config.stage=vea"], "config.stage must be one of vae, teacher"),
+        (
+            ["--topology", "cpu:1", "--programs", "decodr"],
+            "There is no program 'decodr' here; --programs takes vae",
+        ),
     ],
 )
 def test_command_fails_in_one_sentence(args, says, capsys):

@@ -4,7 +4,9 @@
     python -m rfjax.preflight --config configs/wan_distill_14b.py --topology v6e:4x4 --config.mesh.fsdp=16
 
 The first sums up sampling on one device. The second compiles the config's real steps for chips that need not be here, and tells
-what each takes of a chip. A field of the config is changed by `--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
+what each takes of a chip: of training the updates and, where a save shows clips, "sample" and "decoder"; of sampling the step of a
+stream, "window", and its "decoder". `--programs decoder` compiles that one alone. A field of the config is changed by
+`--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
 """
 
 import argparse
@@ -35,12 +37,13 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
     add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
     add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
+    add("--programs", nargs="+", metavar="NAME", help="of --topology: those to compile (default: all)")
     add("--json", metavar="FILE", help="write the figures of --topology there")
     args, rest = parser.parse_known_args(argv)
     if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
         raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
-    if args.json and not args.topology:
-        raise UserError("--json writes the figures of --topology; give that too.")
+    if not args.topology and (args.json or args.programs):
+        raise UserError("--json and --programs are about the programs of --topology; give that too.")
     return args, config.changed(config.load(args.config), rest)
 
 
@@ -66,8 +69,11 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
     else:  # a stream runs on one chip
         mesh = sharding.make_mesh(sharding.MeshConfig(), devices[:1])
         named = programs.sampling(settings, mesh, args.clips, args.method)
+    chosen = args.programs or list(named)
+    if unknown := [name for name in chosen if name not in named]:
+        raise UserError(f"There is no program {unknown[0]!r} here; --programs takes {', '.join(named)}.")
     print(f"{args.topology}: mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}")
-    figures = compiled.measure(named, mesh)
+    figures = compiled.measure(named, chosen)
     fits = report.show(figures, memory, chip, settings)
     if args.json:
         told = {"topology": args.topology, "mesh": dict(mesh.shape), "memory": memory, "fits": fits}

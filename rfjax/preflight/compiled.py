@@ -3,10 +3,10 @@
 import math
 import re
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from rfjax.collectives import collectives
 from rfjax.preflight import programs
@@ -19,22 +19,25 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.-]+ = (\w+)\[([\d,]+)\](\{[^}]*\})
 NO_BUFFER = {"parameter", "bitcast", "get-tuple-element", "constant", "after-all"}
 
 
-def measure(named: dict[str, Program], mesh: Mesh) -> dict[str, dict[str, Any]]:
-    """{program: figures of one device}, in bytes, seconds and operations.
+def measure(named: dict[str, Program], chosen: Collection[str]) -> dict[str, dict[str, Any]]:
+    """{program: figures of one device} of the chosen programs, in bytes, seconds and operations; on the first device of all.
 
     "arguments", "outputs" (but for those that take an argument's place), "temporaries", "elsewhere": what else lies on the
     device because another program needs it; "total"; "flops"; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)];
     "compile". Where the compiler refuses for want of memory, "refused" says so, and only the first four, as far as known.
     """
     lying = programs.resident(named)
-    with jax.set_mesh(mesh):
-        return {name: _measure(program, lying, mesh) for name, program in named.items()}
+    found = {}
+    for name in chosen:
+        with jax.set_mesh(named[name].mesh):
+            found[name] = _measure(named[name], lying)
+    return found
 
 
-def _measure(program: Program, lying: dict[int, int], mesh: Mesh) -> dict[str, Any]:
-    mine = {id(leaf) for leaf in jax.tree.leaves(program.args)}
-    arguments = sum(size for key, size in lying.items() if key in mine)
-    elsewhere = sum(lying.values()) - arguments
+def _measure(program: Program, lying: dict[int, int]) -> dict[str, Any]:
+    mine, devices = programs.shares(program.args), program.mesh.devices
+    arguments, there = sum(mine.values()), sum((lying | mine).values())
+    elsewhere = there - arguments
     traced, started = program.function.trace(*program.args), time.monotonic()
     figures = {"arguments": arguments, "outputs": 0, "temporaries": 0, "elsewhere": elsewhere}
     try:
@@ -45,14 +48,14 @@ def _measure(program: Program, lying: dict[int, int], mesh: Mesh) -> dict[str, A
             raise
         figures |= {"temporaries": _wanted(said), "refused": said.split(": ", 1)[-1], "buffers": []}
     else:
-        figures |= _memory(compiled.memory_analysis(), mesh.devices.flat[0].platform)
+        figures |= _memory(compiled.memory_analysis(), devices.flat[0].platform)
         # what a program takes and does not use lies there all the same
-        figures["elsewhere"] = sum(lying.values()) - figures["arguments"]
+        figures["elsewhere"] = there - figures["arguments"]
         figures |= {"collectives": collectives(compiled), "buffers": buffers(compiled.as_text())}
     parts = ("arguments", "outputs", "temporaries", "elsewhere")
     return figures | {
         "total": sum(figures[part] for part in parts),
-        "flops": flops(traced.jaxpr) / mesh.size,
+        "flops": flops(traced.jaxpr) / devices.size,
         "compile": time.monotonic() - started,
     }
 

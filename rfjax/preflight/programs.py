@@ -10,9 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rfjax import axes, dit, rollout, sampler, sharding
-from rfjax.stages import STAGES, distill, sources
+from rfjax.config import build
+from rfjax.errors import UserError
+from rfjax.stages import STAGES, clips, distill, latent, sources
 from rfjax.tiny_vae import TinyDecoder
-from rfjax.vae import VAE
+from rfjax.vae import VAE, VAEConfig
 
 
 class Program(NamedTuple):
@@ -20,47 +22,73 @@ class Program(NamedTuple):
 
     function: Any
     args: tuple
+    mesh: Mesh
+    kept: int | None = (
+        None  # how many arguments, of the first, lie there while other programs run too; None: all
+    )
 
 
 def training(config: ConfigDict, mesh: Mesh) -> dict[str, Program]:
-    """A stage's update, of distillation both updates. UserError for a bad config, or a mesh that does not divide it."""
+    """A stage's update, of distillation both; where it shows clips, "sample" and "decoder", one clip on the first device.
+
+    UserError for a bad config, or a mesh that does not divide it.
+    """
+    if config.stage not in STAGES:
+        raise UserError(f"config.stage must be one of {', '.join(STAGES)}, not {config.stage!r}.")
     sharding.check(config, mesh)
-    found = distill.programs(config) if config.stage == "distill" else {config.stage: _update(config)}
-    place = _placer(mesh)
-    return {name: Program(function, place(args)) for name, (function, args) in found.items()}
-
-
-def _update(config: ConfigDict):
-    """(the compiled update of a stage, its arguments as shapes); the batch is looked at, so its data must be there."""
-    stage = STAGES[config.stage]
+    stage, place = STAGES[config.stage], _placer(mesh)
     state = jax.eval_shape(functools.partial(stage.init, config), sources.shapes(stage.networks(config)))
-    batch = {
-        name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in stage.data(config)[0].items()
-    }
-    args = state, sources.shapes(stage.frozen(config)), batch, jax.ShapeDtypeStruct((), jnp.int32)
-    return stage.update(config), args
+    fixed = sources.shapes(stage.frozen(config))
+    if config.stage == "distill":
+        updates = distill.programs(config, state, fixed)
+    else:
+        updates = {config.stage: (stage.update(config), (state, fixed, *_batch(config)))}
+    found = {name: Program(function, place(args), mesh) for name, (function, args) in updates.items()}
+    if stage.generate is None or not clips.wanted(config):
+        return found
+    average = getattr(state, "generator", state).ema
+    with jax.set_mesh(mesh):
+        size = clips.group(config, clips.wanted(config))
+    text = jax.ShapeDtypeStruct((size, config.dit.text_len, config.dit.text_dim), jnp.float32)
+    batch = {"context": text, "key": jax.ShapeDtypeStruct((size, 2), jnp.uint32)}
+    roll = clips.roller(config, stage.generate(config))
+    found["sample"] = Program(roll, place((average, fixed, batch)), mesh, kept=2)
+    here = sharding.make_mesh(sharding.MeshConfig(), mesh.devices.flat[:1].tolist())
+    codec = build(VAEConfig, config, "vae")
+    found["decoder"] = _decoding(VAE(codec), "vae", codec, (1, *latent.parts(config).frame_shape), here)
+    return found
 
 
-def sampling(config: ConfigDict, mesh: Mesh, clips: int, method: str) -> dict[str, Program]:
-    """The step of a stream, and the decoding of one of its blocks, on one device."""
+def _batch(config: ConfigDict):
+    """(batch, step) of a stage's update as shapes; the batch is looked at, so its data must be there."""
+    rows = STAGES[config.stage].data(config)[0]
+    batch = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in rows.items()}
+    return batch, jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def sampling(config: ConfigDict, mesh: Mesh, count: int, method: str) -> dict[str, Program]:
+    """The step of a stream of `count` clips, and the decoding of one of its blocks, on one device."""
     video, network, codec, roll = sampler.sections(config)
     frame_shape = roll.block_frames, *sampler.latent_size(video, codec, network)
     net, params = dit.DiT(network), sampler.abstract("dit", network)
-    context = jax.ShapeDtypeStruct((clips, network.text_len, network.text_dim), jnp.float32)
+    context = jax.ShapeDtypeStruct((count, network.text_len, network.text_dim), jnp.float32)
     read = functools.partial(net.apply, method="text_kv")
     text_kv = jax.eval_shape(lambda params, context: read({"params": params}, context), params, context)
     model = rollout.Model(net, params, text_kv, roll)
-    state = jax.eval_shape(lambda: rollout.METHODS[method].init(model, clips, frame_shape))
-    keys, count = jax.ShapeDtypeStruct((clips, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
+    state = jax.eval_shape(lambda: rollout.METHODS[method].init(model, count, frame_shape))
+    keys, blocks = jax.ShapeDtypeStruct((count, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
     tiny = sampler.tiny_decoder(config)
-    decoder, weights = (TinyDecoder(tiny), ("tiny", tiny)) if tiny else (VAE(codec), ("vae", codec))
-    weights, block = sampler.abstract(*weights), jax.ShapeDtypeStruct((clips, *frame_shape), jnp.float32)
+    decoder = (TinyDecoder(tiny), "tiny", tiny) if tiny else (VAE(codec), "vae", codec)
+    step = Program(rollout.stream_step, _placer(mesh)((model, method, keys, blocks, state)), mesh)
+    decoding = _decoding(*decoder, (count, *frame_shape), mesh)
+    return {"window": step, "decoder": decoding._replace(kept=None)}  # a stream's past stays
+
+
+def _decoding(decoder, name: str, sizes, shape: tuple[int, ...], mesh: Mesh) -> Program:
+    """The decoding of a block of latents [B, f, h, w, C] that is not the first; its past lies there while it runs."""
+    weights, block = sampler.abstract(name, sizes), jax.ShapeDtypeStruct(shape, jnp.float32)
     _, past = jax.eval_shape(functools.partial(sampler.decode_block, decoder), weights, block, None)
-    place = _placer(mesh)
-    return {
-        "window": Program(rollout.stream_step, place((model, method, keys, count, state))),
-        "decoder": Program(sampler.decode_block, place((decoder, weights, block, past))),
-    }
+    return Program(sampler.decode_block, _placer(mesh)((decoder, weights, block, past)), mesh, kept=2)
 
 
 def _placer(mesh: Mesh):
@@ -88,11 +116,17 @@ def _placer(mesh: Mesh):
 
 
 def resident(programs: dict[str, Program]) -> dict[int, int]:
-    """Bytes on each device of every array that some program takes, by the identity of its shape: all of them lie there."""
-    leaves = {id(leaf): leaf for program in programs.values() for leaf in jax.tree.leaves(program.args)}
-    return {key: share(leaf) for key, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)}
+    """Bytes on each device of every array that lies there whichever program runs, by the identity of its shape."""
+    return {
+        key: size
+        for program in programs.values()
+        for key, size in shares(program.args[: program.kept]).items()
+    }
 
 
-def share(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array on each device."""
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+def shares(args: tuple) -> dict[int, int]:
+    """Bytes on each device of every array among the arguments, by the identity of its shape."""
+    leaves = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    return {
+        id(leaf): math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    }

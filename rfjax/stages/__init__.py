@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rfjax.stages import distill, latent, ode, student, teacher, teacher_forcing, vae
+from rfjax.stages import clips, distill, ode, student, teacher, teacher_forcing, vae
 
 
 class Stage(NamedTuple):
@@ -17,11 +17,10 @@ class Stage(NamedTuple):
         ..., Any
     ]  # (config) -> f(state, frozen, batch, step) -> (state, metrics); donates the state
     export: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: params}, written as name.safetensors
-    sample: Callable[
-        ..., Any
-    ]  # (config) -> f(state, frozen, key) -> (clips [N, F, H, W, 3] in [-1, 1], captions)
+    sample: Callable[..., Any]  # (config) -> f(state, frozen, key) -> (clips uint8 [N, F, H, W, 3], captions)
     evaluate: Callable[..., Any]  # (config) -> f(state, frozen) -> {name: float}
-    measures: Callable[..., Any] = latent.measured  # (config) -> the names that evaluate gives
+    measures: Callable[..., Any]  # (config) -> the names that evaluate gives
+    generate: Callable[..., Any] | None = None  # (config) -> what `clips.roller` compiles, for preflight
 
 
 STAGES = {
@@ -45,6 +44,8 @@ STAGES = {
         student.export,
         teacher.sample,
         teacher.evaluate,
+        clips.measured,
+        teacher.generate,
     ),
     "ode": Stage(
         student.networks,
@@ -55,6 +56,8 @@ STAGES = {
         student.export,
         ode.sample,
         ode.evaluate,
+        clips.measured,
+        ode.generate,
     ),
     "teacher_forcing": Stage(
         student.networks,
@@ -65,6 +68,8 @@ STAGES = {
         student.export,
         ode.sample,
         ode.evaluate,
+        clips.measured,
+        ode.generate,
     ),
     "distill": Stage(
         distill.networks,
@@ -75,5 +80,7 @@ STAGES = {
         distill.export,
         distill.sample,
         distill.evaluate,
+        clips.measured,
+        ode.generate,
     ),
 }

@@ -17,11 +17,11 @@ from rfjax import state as train
 from rfjax.config import build
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
-from rfjax.stages import latent, ode, sources, student
+from rfjax.stages import latent, ode, student
 
 
 class Distillation(struct.PyTreeNode):
-    """Both networks' training."""
+    """Both networks' training. The critic's average would be read by nobody and is None."""
 
     generator: train.TrainState
     critic: train.TrainState
@@ -53,10 +53,9 @@ def frozen(config):
 
 def init(config, params):
     """Fresh training of params {"generator", "critic"}."""
-    return Distillation(
-        train.create(params["generator"], student.optimizer(config)[0]),
-        train.create(params["critic"], student.optimizer(config, "critic_optimizer")[0]),
-    )
+    critic = train.create(params["critic"], student.optimizer(config, "critic_optimizer")[0])
+    generator = train.create(params["generator"], student.optimizer(config)[0])
+    return Distillation(generator, critic.replace(ema=None))
 
 
 def data(config):
@@ -99,10 +98,9 @@ def steps(config):
     return teach(_critic_step(config)), teach(_generator_step(config))
 
 
-def programs(config):
-    """{"critic", "generator"}: (the compiled update, its arguments as shapes)."""
-    state = jax.eval_shape(functools.partial(init, config), sources.shapes(networks(config)))
-    fixed, key = sources.shapes(frozen(config)), jax.eval_shape(lambda: jax.random.key(0))
+def programs(config, state, fixed):
+    """{"critic", "generator"}: (the compiled update, its arguments as shapes), of shapes of the state and of the frozen params."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
     text = config.batch_size * (config.critic_steps + 1), config.dit.text_len, config.dit.text_dim
     batch, index = {"context": jax.ShapeDtypeStruct(text, jnp.float32)}, jax.ShapeDtypeStruct((), jnp.int32)
     critic_step, generator_step = steps(config)

@@ -1,4 +1,4 @@
-"""What the stages on latents share: networks, batches with encoded text, and how the small world's clips are judged.
+"""What the stages on latents share: networks, batches with encoded text, and the VAE.
 
 Text is one of two things. The small world's words are encoded where they are used; where a config has a section `umt5`, prompts
 are encoded beforehand (`python -m rfjax.data encode-prompts`, `encode-videos`) and records bring their "context", so that no text
@@ -15,18 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import checkpoint, config, detect, distributed, dit, metrics, sampler, score, shapes, text
+from rfjax import checkpoint, config, sampler, shapes, text
 from rfjax import data as pipelines
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
-from rfjax.stages import student
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
 ENCODE_PROMPTS = "python -m rfjax.data encode-prompts FILE --config …"
 NEGATIVE = "negative.safetensors"  # beside the shards: the encoded negative prompt
-SHOWN = 4  # clips among a stage's samples
 
 
 class Parts(NamedTuple):
@@ -66,12 +64,6 @@ def whole_blocks(settings, name: str) -> None:
         raise UserError(
             f"config.{name} is {settings[name]}; set it to a multiple of the {block} frames of a block."
         )
-
-
-def load(path: str, sizes: DiTConfig):
-    """Parameters of a DiT of these sizes from a .safetensors file."""
-    shapes_of = jax.eval_shape(functools.partial(dit.init, sizes), jax.random.key(0))
-    return checkpoint.load_params(path, shapes_of)
 
 
 def records(settings, field: str, leading: tuple[int, ...] = (), frames: int = 1):
@@ -200,28 +192,6 @@ def _vae(settings):
     return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
 
 
-def decoder(settings):
-    """f(latents [B, F, h, w, C] normalised) → video [B, F', H, W, 3] on the host, by the VAE in settings.vae_weights.
-
-    A block after another, so that long clips fit; in every process by itself, wherever the latents are.
-    """
-    vae, params = _vae(settings)
-    block = config.build(RolloutConfig, settings, "rollout").block_frames
-
-    @functools.partial(jax.jit, donate_argnums=2)
-    def step(params, latents, state):
-        return vae.apply({"params": params}, latents, state, method="decode_normalised")
-
-    def decode(latents):
-        latents, state, frames = distributed.whole(latents), None, []
-        for start in range(0, latents.shape[1], block):
-            video, state = step(params, latents[:, start : start + block], state)
-            frames.append(np.asarray(video, np.float32))
-        return np.concatenate(frames, 1)
-
-    return decode
-
-
 def video_encoder(settings):
     """f(video uint8 [B, F', H, W, 3]) → latents [B, F, h, w, C], normalised; a block after another, so that long clips fit."""
     vae, params = _vae(settings)
@@ -267,65 +237,3 @@ def reencoder(settings):
         return apply(image, method="encode_normalised")[0]
 
     return reencode
-
-
-def held_out(settings) -> list[str]:
-    """The captions on which a stage shows and judges its clips."""
-    world = config.build(shapes.World, settings, "world")
-    return shapes.prompts(settings.judged, settings.seed, world)
-
-
-def shown(settings, generate):
-    """A stage's `sample`: generate(params, context, key) → latents, decoded, for a few captions.
-
-    They are held-out ones of the small world; elsewhere those of records in `prompt_folder`, and without settings.vae_weights
-    nothing is shown.
-    """
-    if not settings.get("vae_weights"):
-        return lambda state, fixed, key: (np.zeros((0, 1, 1, 1, 3)), [])
-    if words(settings):
-        captions = held_out(settings)[:SHOWN]
-        context = words(settings).encode(captions)
-    else:
-        batch = texts(settings, prompt_folder(settings), SHOWN)[0]
-        captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
-    decode, params = decoder(settings), student.averaged(settings)
-
-    def samples(state, fixed, key):
-        return decode(generate(params(state, fixed), context, key)), captions
-
-    return samples
-
-
-def measured(settings) -> list[str]:
-    """The names that `judged` gives: what the held-out captions name."""
-    if "world" not in settings:
-        return []
-    named = [one for caption in held_out(settings) for one in shapes.parse(caption).objects]
-    return [
-        f"right_{name}" for name in score.ATTRIBUTES if any(getattr(one, name, True) for one in named)
-    ]  # all name a background
-
-
-def judged(settings, generate):
-    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} outside the small world.
-
-    UserError for a world of another size than the detector's.
-    """
-    if "world" not in settings:
-        return lambda state, fixed: {}
-    if settings.world.size != detect.SIDE:
-        raise UserError(
-            f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
-        )
-    encoder, prompts = config.build(text.WordEncoder, settings, "text"), held_out(settings)
-    decode, params = decoder(settings), student.averaged(settings)
-
-    def evaluate(state, fixed):
-        latents = generate(params(state, fixed), encoder.encode(prompts), jax.random.key(settings.seed))
-        videos = metrics.to_uint8(decode(latents))
-        found = [score.score(video, prompt)["first"] for video, prompt in zip(videos, prompts, strict=True)]
-        right = {name: [row[name] for row in found if name in row] for name in score.ATTRIBUTES}
-        return {f"right_{name}": float(np.mean(rows)) for name, rows in right.items() if rows}
-
-    return evaluate

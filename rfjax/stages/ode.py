@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rfjax import losses, rollout
 from rfjax import state as train
 from rfjax.errors import UserError
-from rfjax.stages import latent, student
+from rfjax.stages import clips, latent, student
 
 
 def data(config):
@@ -48,7 +48,10 @@ def update(config):
 
 
 def generate(config):
-    """f(params, context, key) → latents [B, F, h, w, C] rolled out by config.method."""
+    """f(params, frozen params, context, keys) → latents [B, F, h, w, C], config.frames rolled out by config.method.
+
+    context [B, text_len, text_dim]; keys [B], one a clip.
+    """
     parts = latent.parts(config)
     latent.whole_blocks(config, "frames")
     if config.method not in rollout.METHODS:
@@ -56,22 +59,22 @@ def generate(config):
             f"config.method is {config.method!r}; it must be one of {', '.join(rollout.METHODS)}."
         )
 
-    @jax.jit
-    def run(params, context, key):
+    def roll(params, fixed, context, keys):
+        del fixed
         text_kv = parts.dit.apply({"params": params}, context, method="text_kv")
         model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
-        noise = rollout.position_noise(jax.random.split(key, context.shape[0]), parts.frame_shape)
+        noise = rollout.position_noise(keys, parts.frame_shape)
         blocks = config.frames // parts.rollout.block_frames
         return rollout.rollout(model, noise, context.shape[0], blocks, parts.frame_shape, config.method)
 
-    return run
+    return roll
 
 
 def sample(config):
     """f(state, frozen params, key) → clips of held-out captions."""
-    return latent.shown(config, generate(config))
+    return clips.shown(config, generate(config))
 
 
 def evaluate(config):
     """f(state, frozen params) → {"right_shape": …, …} over config.frames."""
-    return latent.judged(config, generate(config))
+    return clips.judged(config, generate(config))

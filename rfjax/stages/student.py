@@ -77,22 +77,15 @@ def working(settings):
     return whole
 
 
-def averaged(settings):
-    """f(TrainState, frozen params) → the whole network's averaged parameters."""
-    adapt = _lora(settings)
-    if adapt is None:
-        return lambda state, fixed: state.ema
-    merge = jax.jit(functools.partial(lora.merge, scale=adapt.scale))
-    return lambda state, fixed: merge(fixed["base"], state.ema)
-
-
 def export(settings):
     """f(TrainState, frozen params) → {"dit": averaged parameters}, and {"lora": adapters alone, see `rfjax.lora`}."""
-    whole, adapt = averaged(settings), _lora(settings)
+    adapt = _lora(settings)
+    if adapt is None:
+        return lambda state, fixed: {"dit": state.ema}
+    merge = jax.jit(functools.partial(lora.merge, scale=adapt.scale))
 
     def exported(state, fixed):
-        alone = {} if adapt is None else {"lora": lora.scaled(state.ema, adapt.scale)}
-        return {"dit": whole(state, fixed)} | alone
+        return {"dit": merge(fixed["base"], state.ema), "lora": lora.scaled(state.ema, adapt.scale)}
 
     return exported
 

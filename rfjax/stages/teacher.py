@@ -10,9 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rfjax import losses, teacher
+from rfjax import axes, losses, teacher
 from rfjax import state as train
-from rfjax.stages import latent, student
+from rfjax.stages import clips, latent, student
 
 DROPPED = 0.1  # share of clips that learn with the negative prompt in place of their caption
 CONTINUED = 0.5  # share of clips whose first blocks are clean
@@ -55,43 +55,49 @@ def update(config):
 
 
 def levels(rollout, key, batch, frames):
-    """Timesteps [B, F] and weights [B, F] of mean 1: a level a clip; in CONTINUED of them the first blocks are 0 and count 0."""
+    """Timesteps [B, F] and weights [B, F] of mean 1: a level a clip; in CONTINUED of them the first blocks are 0 and count 0.
+
+    A clip of a single block has nothing to go on from: all of it is noisy.
+    """
     block = jnp.arange(frames) // rollout.block_frames
     level_key, kind_key, length_key = jax.random.split(key, 3)
     t, _ = losses.table_draw(jax.random.uniform(level_key, (batch, 1)), rollout.shift)
     continued = jax.random.uniform(kind_key, (batch, 1)) < CONTINUED
-    length = jax.random.randint(length_key, (batch, 1), 1, -(-frames // rollout.block_frames))
+    blocks = -(-frames // rollout.block_frames)
+    length = jnp.minimum(jax.random.randint(length_key, (batch, 1), 1, blocks), blocks - 1)
     counts = jnp.where(continued & (block[None] < length), 0.0, 1.0)
     return t * counts, counts / counts.mean()
 
 
 def generate(config):
-    """f(params, context, key) → latents [B, F, h, w, C] by the guided sampler."""
-    parts, negative = latent.parts(config), latent.negative(config)
-    frames, guidance, solver_steps = config.frames, config.guidance, config.solver_steps
+    """f(params, frozen params, context, keys) → latents [B, F, h, w, C], config.frames by the guided sampler.
 
-    @jax.jit
-    def run(params, context, key):
-        noise = jax.random.normal(key, (context.shape[0], frames, *parts.frame_shape[1:]))
+    context [B, text_len, text_dim]; keys [B], one a clip. Guidance leads away from the frozen "negative".
+    """
+    parts, guidance, solver_steps = latent.parts(config), config.guidance, config.solver_steps
+    shape = config.frames, *parts.frame_shape[1:]
+
+    def solve(params, fixed, context, keys):
+        noise = axes.constrain(jax.vmap(lambda key: jax.random.normal(key, shape))(keys), "batch")
         return teacher.ode_trajectory(
             parts.dit,
             params,
             noise,
             context,
-            jnp.broadcast_to(negative, context.shape),
+            jnp.broadcast_to(fixed["negative"]["context"], context.shape),
             guidance,
             solver_steps,
             parts.rollout.shift,
         )[-1]
 
-    return run
+    return solve
 
 
 def sample(config):
     """f(state, frozen params, key) → clips of held-out captions."""
-    return latent.shown(config, generate(config))
+    return clips.shown(config, generate(config))
 
 
 def evaluate(config):
     """f(state, frozen params) → {"right_shape": …, …}."""
-    return latent.judged(config, generate(config))
+    return clips.judged(config, generate(config))

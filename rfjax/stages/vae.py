@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax import data as pipelines
-from rfjax import distributed
+from rfjax import metrics
 from rfjax import state as train
 from rfjax.config import build
 from rfjax.shapes import World
+from rfjax.stages import clips
 from rfjax.stages.sources import Source
 from rfjax.vae import VAE, VAEConfig
 
 CLIPS = 64  # over which the latents' statistics are taken
-SHOWN = 4  # held-out clips in samples and in the evaluation
 EVALUATED_FRAMES = 21
 INITIAL_LOGVAR = -6.0
 
@@ -95,7 +95,7 @@ def loss(vae: VAE, params, video, key, weights):
 
 
 def psnr(out, video):
-    """Peak signal-to-noise ratio in dB of whole tensors in [-1, 1]."""
+    """Peak signal-to-noise ratio in dB, one number, of a whole video to another, both [B, F, H, W, 3] in [-1, 1]."""
     return -10 * jnp.log10(((jnp.clip(out, -1, 1) - video) ** 2).mean() / 4)
 
 
@@ -114,12 +114,17 @@ def export(config):
 def latent_statistics(config):
     """f(params) → mean and standard deviation of each latent channel, both [z], over CLIPS training clips."""
     vae = _network(config)
-    encode = jax.jit(lambda params, video: vae.apply({"params": params}, to_float(video), method="encode")[0])
+
+    @jax.jit
+    def encode(params, batch):
+        return vae.apply({"params": params}, to_float(batch["video"]), method="encode")[0]
+
     batches = _clips(config, config.frames, config.batch_size, "train")
 
     def measure(params):
-        latents = [encode(params, batches[i]["video"]) for i in range(-(-CLIPS // config.batch_size))]
-        channels = np.concatenate([distributed.whole(part).reshape(-1, part.shape[-1]) for part in latents])
+        here, count = functools.partial(encode, params), -(-CLIPS // config.batch_size)
+        latents = [clips.in_groups(config, here, {"video": batches[i]["video"]}) for i in range(count)]
+        channels = np.concatenate([part.reshape(-1, part.shape[-1]) for part in latents])
         return channels.mean(0), channels.std(0)
 
     return measure
@@ -127,12 +132,12 @@ def latent_statistics(config):
 
 def sample(config):
     """f(state, {}, key) → held-out clips, original | reconstruction [N, F, H, 2 W, 3], and their captions."""
-    reconstruct, held_out = _reconstruct(config), _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[0]
+    reconstruct, held_out = _reconstruct(config), _clips(config, EVALUATED_FRAMES, clips.SHOWN, "held_out")[0]
 
     def samples(state, fixed, key):
         del fixed, key
-        out = reconstruct(state.ema, held_out["video"])
-        return jnp.concatenate([to_float(held_out["video"]), out], 3), list(held_out["caption"])
+        out = metrics.to_uint8(reconstruct(state.ema, held_out["video"]))
+        return np.concatenate([held_out["video"], out], 3), list(held_out["caption"])
 
     return samples
 
@@ -141,7 +146,7 @@ def evaluate(config):
     """f(state, {}) → {"held_out_psnr": dB} of the averaged parameters over clips that training never shows."""
     reconstruct, held_out = (
         _reconstruct(config),
-        _clips(config, EVALUATED_FRAMES, SHOWN, "held_out")[1]["video"],
+        _clips(config, EVALUATED_FRAMES, clips.SHOWN, "held_out")[1]["video"],
     )
     return lambda state, fixed: {
         "held_out_psnr": float(psnr(reconstruct(state.ema, held_out), to_float(held_out)))
@@ -155,13 +160,21 @@ def measured(config) -> list[str]:
 
 
 def to_float(video):
-    """uint8 → float32 in [-1, 1]."""
+    """uint8 [B, F, H, W, 3] → float32 in [-1, 1], same shape."""
     return jnp.asarray(video).astype(jnp.float32) / 127.5 - 1
 
 
 def _reconstruct(config):
+    """f(params, video uint8 [N, F, H, W, 3]) → float32 in [-1, 1] of the same shape, on the host of every process."""
     vae = _network(config)
-    return jax.jit(lambda params, video: vae.apply({"params": params}, to_float(video))[0])
+
+    @jax.jit
+    def reconstruct(params, batch):
+        return vae.apply({"params": params}, to_float(batch["video"]))[0]
+
+    return lambda params, video: clips.in_groups(
+        config, functools.partial(reconstruct, params), {"video": video}
+    )
 
 
 def _network(config) -> VAE:
