@@ -86,10 +86,9 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
 
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError for a field that counts something and cannot be what it is."""
-    for name in LEAST.keys() & config.keys():
-        value, least = config[name], LEAST[name]
-        if type(value) is not int or value < least:
-            raise UserError(f"config.{name} is {value!r}; set it to a whole number, {least} or more.")
+    for name, least in LEAST.items():
+        if name in config and (type(config[name]) is not int or config[name] < least):
+            raise UserError(f"config.{name} is {config[name]!r}; set it to a whole number, {least} or more.")
 
 
 @contextlib.contextmanager
@@ -101,11 +100,9 @@ def read_by(reader: str, config: ml_collections.ConfigDict):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             here = frame.f_locals  # of ConfigDict's own functions: config.field, and config["field"]
             section, field = here.get("self"), here.get("attribute", here.get("key"))
-            if (
-                isinstance(section, ml_collections.ConfigDict)
-                and isinstance(field, str)
-                and field not in section
-            ):
+            if not isinstance(section, ml_collections.ConfigDict) or not isinstance(field, str):
+                continue
+            if field not in section:
                 near = difflib.get_close_matches(field, section, 1)
                 hint = f"there is {near[0]!r}" if near else "add it"
                 place = f"{_place(section, config)}.{field}"
@@ -114,11 +111,8 @@ def read_by(reader: str, config: ml_collections.ConfigDict):
 
 
 def _place(section: ml_collections.ConfigDict, config, name: str = "config") -> str:
-    """Where a section is in a config, or in one that it is a copy of: "config.rollout"."""
-    inner = [
-        (field, value) for field, value in config.items() if isinstance(value, ml_collections.ConfigDict)
-    ]
-    return next((f"{name}.{field}" for field, value in inner if value == section), name)
+    """Where a section is in a config, or in one that it is a copy of: "config.rollout", or "config" for the config itself."""
+    return next((f"{name}.{field}" for field, value in config.items() if value == section), name)
 
 
 def changed(config: ml_collections.ConfigDict, words: Sequence[str]) -> ml_collections.ConfigDict:

@@ -46,9 +46,10 @@ def clip_latents(settings) -> Plan:
     encode = latent.video_encoder(settings)
     frames = video_frames(settings)
     clips = data.clips(frames, settings.record_batch, settings.seed, world)
+    per_shard = _per_shard(settings)
 
     def make(index):
-        for place in _batches(settings, index):
+        for place in _batches(per_shard, index):
             batch = clips[place]
             yield from _records(batch["caption"], "latents", encode(batch["video"]))
 
@@ -62,12 +63,12 @@ def ode_pairs(settings) -> Plan:
     Prompts are the encoded ones in settings.prompts, else the small world's captions. Trajectory i depends on (seed, i) alone.
     """
     latent.whole_blocks(settings, "record_frames")
-    encoded = settings.get("prompts", "")
+    encoded, per_shard = settings.get("prompts", ""), _per_shard(settings)
     texts = latent.texts(settings, encoded, settings.record_batch)
     solve = _solver(settings)
 
     def make(index):
-        for place in _batches(settings, index):
+        for place in _batches(per_shard, index):
             batch = texts[place]
             key = jax.random.fold_in(jax.random.key(settings.seed), place)
             path = solve(batch["context"], key)
@@ -290,9 +291,18 @@ def _negative(settings, read):
     return embedding
 
 
-def _batches(settings, index: int) -> Iterator[int]:
+def _per_shard(settings) -> int:
+    """Batches of a shard; UserError where it takes none."""
+    if settings.shard_records < settings.record_batch:
+        raise UserError(
+            f"config.shard_records is {settings.shard_records}; set it to a multiple of the {settings.record_batch} records "
+            "of a batch (config.record_batch)."
+        )
+    return settings.shard_records // settings.record_batch
+
+
+def _batches(per_shard: int, index: int) -> Iterator[int]:
     """The places of a shard's batches among all batches."""
-    per_shard = settings.shard_records // settings.record_batch
     for number in tqdm(range(per_shard), desc=f"shard {index}", unit=" batch", leave=False):
         yield index * per_shard + number
 

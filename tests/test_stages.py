@@ -510,6 +510,12 @@ def test_what_a_stage_says_that_it_measures_is_what_its_clips_are_scored_by():
             {"record_frames": 7},
             "config.record_frames is 7; set it to a multiple of the 2 frames",
         ),
+        (
+            "ode-pairs",
+            "ode",
+            {"shard_records": 1},
+            "config.shard_records is 1; set it to a multiple of the 2 records",
+        ),
         ("ode-pairs", "ode", {"shards": 0}, "config.shards is 0; set it to a whole number, 1 or more"),
         ("ode-pairs", "ode", {"solver_steps": 3}, "3 steps does not pass through the few-step list"),
     ],

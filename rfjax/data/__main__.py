@@ -57,7 +57,7 @@ def main() -> None:
         raise UserError(
             f"{args.config} has no {', '.join(lacking)}, which {args.what} needs; give a config of the stage that reads them."
         )
-    if args.shards:
+    if args.shards is not None:
         settings.shards = args.shards
     config.check(settings)
     if distributed.detected():
@@ -79,9 +79,7 @@ def run(what: str, settings, source: list[str]) -> None:
         print(f"{len(plan.skipped)} sources gave no records, or not all that are in them.")
     data.wait_for(plan.folder, plan.shards)
     count = data.count(plan.folder)
-    if distributed.agree(
-        not count
-    ):  # asked by all, so that all have counted before what they count is removed
+    if distributed.agree(not count):  # all have counted, before what they count is removed
         if distributed.is_main():
             data.discard(plan.folder, latent.NEGATIVE)
         raise UserError(
