@@ -59,7 +59,7 @@ def test_two_processes_show_and_judge_as_one(tmp_path):
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
-    for stage in ("ode", "vae"):
+    for stage in ("teacher", "vae"):
         first, second = (np.load(tmp_path / f"{stage}_{process}.npz") for process in "01")
         np.testing.assert_array_equal(first["clips"], second["clips"])
         assert first["value"] == second["value"]

@@ -23,9 +23,7 @@ class Program(NamedTuple):
     function: Any
     args: tuple
     mesh: Mesh
-    kept: int | None = (
-        None  # how many arguments, of the first, lie there while other programs run too; None: all
-    )
+    kept: int | None = None  # how many arguments, the first ones, lie there whatever runs; None: all
 
 
 def training(config: ConfigDict, mesh: Mesh) -> dict[str, Program]:
