@@ -26,21 +26,22 @@ SIZES = {  # network, height and width of latents
 TEXT = dict(text_len=16, text_dim=48)
 
 
-def random_like(shapes, seed: int = 0):
-    """Arrays of these shapes: kernels that keep their input's variance, scales about 1, the rest small."""
-    rng = np.random.default_rng(seed)
+def random_params(name: str, sizes) -> dict:
+    """Random parameters of "dit" or "vae": kernels that keep their input's variance, scales about 1, the rest small."""
+    rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        name = path[-1].key
-        std = leaf.shape[-2] ** -0.5 if name == "kernel" else 0.1
-        return jnp.asarray(std * rng.normal(size=leaf.shape) + (name == "scale"), jnp.float32)
+        kind = path[-1].key
+        std = np.prod(leaf.shape[-2 if name == "dit" else 0 : -1]) ** -0.5 if kind == "kernel" else 0.1
+        mean = kind in ("scale", "gamma", "latent_std")
+        return jnp.asarray(std * rng.normal(size=leaf.shape) + mean, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, sampler.abstract(name, sizes))
 
 
 def rolling_model(config: dit.DiTConfig) -> rollout.Model:
     """A model of random weights on one random prompt."""
-    params = random_like(jax.eval_shape(functools.partial(dit.init, config), jax.random.key(0)))
+    params = random_params("dit", config)
     context = jax.random.normal(jax.random.key(1), (1, config.text_len, config.text_dim))
     text_kv = dit.DiT(config).apply({"params": params}, context, method="text_kv")
     return rollout.Model(dit.DiT(config), params, text_kv, rollout.RolloutConfig())
@@ -66,20 +67,21 @@ class Rolling:
         for _ in range(lead):
             self.ours()
         self.twin = torch_twin.Stream(model, self.state)
-        self.torch_noise = torch_twin.tensor(self.noise)
+        self.host_noise = np.asarray(self.noise)
 
     def ours(self):
         self.state, block = rolling_step(self.model, self.noise, self.state)
         return block.block_until_ready()
 
     def theirs(self):
-        index, steps = self.twin.index, self.noise.shape[2]
-        noise = torch.stack(
-            [self.torch_noise[:, index - steps + 1 + j, steps - j] for j in range(1, steps)]
-            + [self.torch_noise[:, index, 0]],
-            1,
-        )
-        return self.twin.step(noise)
+        return self.twin.step(torch_twin.tensor(window_noise(self.host_noise, self.twin.index)))
+
+
+def window_noise(noise: np.ndarray, index: int) -> np.ndarray:
+    """What the twin's window `index` needs of noise [B, block, step, …]: [B, S, …], of re-noised blocks, then of the newest."""
+    steps = noise.shape[2]
+    following = [noise[:, index - steps + 1 + place, steps - place] for place in range(1, steps)]
+    return np.stack([*following, noise[:, index, 0]], 1)
 
 
 class Decoding:
@@ -87,8 +89,7 @@ class Decoding:
 
     def __init__(self, dim: int, side: int = 32, frames: int = 3):
         self.vae = vae.VAE(vae.VAEConfig(dim=dim))
-        self.params = random_like(sampler.abstract("vae", self.vae.config))
-        self.params["latent_std"] = jnp.abs(self.params["latent_std"]) + 0.5
+        self.params = random_params("vae", self.vae.config)
         self.latents = jax.random.normal(jax.random.key(3), (1, frames, side, side, 16))
         self.state = self.decode(None)[1]
         self.twin = torch_vae.Decoder(self.vae.config, self.params, self.state)
