@@ -2,7 +2,7 @@
 
 Masks are kept per frame, [query frames, key frames], True where a query may look; tokens of a frame share its row, and no
 matrix of tokens is ever made. On TPU a flash kernel runs (`rfjax/flash.py`), on GPU cuDNN's where nothing is masked; elsewhere
-scores are made in the open, a chunk of queries at a time.
+scores are made in the open, of some heads and queries at a time.
 """
 
 import einops
@@ -16,6 +16,7 @@ from rfjax import axes, flash
 from rfjax.flash import FrameMask
 
 MOST_SCORES = 2**26  # held at a time: 256 MiB
+CACHED_SCORES = 2**22  # 16 MiB: about what a CPU keeps near, and several times faster than main memory
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | FrameMask | None = None) -> Array:
@@ -51,14 +52,29 @@ def _per_device(kernel, q: Array, k: Array, v: Array, mask: Array | FrameMask | 
 
 
 def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """`attend` of scaled queries in plain products: where there would be more than MOST_SCORES, a chunk of queries at a time."""
+    """`attend` of scaled queries in plain products, of some heads at a time and of some queries, by how many scores there are."""
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
-    batch, heads, queries, _ = q.shape
     if mask is not None:  # [N, Fk]
-        mask = jnp.repeat(jnp.asarray(mask), queries // mask.shape[0], axis=0)
+        mask = jnp.repeat(jnp.asarray(mask), q.shape[2] // mask.shape[0], axis=0)
+    heads, scores = q.shape[1], q.shape[0] * q.shape[2] * k.shape[2]
+    # Heads of a mesh lie on several devices, which work on all of theirs at once.
+    fit = CACHED_SCORES if _platform() == "cpu" and jax.sharding.get_abstract_mesh().empty else MOST_SCORES
+    group = max(
+        size for size in range(1, heads + 1) if heads % size == 0 and (size == 1 or size * scores <= fit)
+    )
+    if group == heads:
+        return jnp.swapaxes(_some_queries(q, k, v, mask), 1, 2)
+    groups = (einops.rearrange(a, "b (c a) n k -> c b a n k", a=group) for a in (q, k, v))
+    out = jax.lax.map(lambda part: _some_queries(*part, mask), tuple(groups))
+    return einops.rearrange(out, "c b a n k -> b n (c a) k")
+
+
+def _some_queries(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """`_scores`, where there would be more than MOST_SCORES a chunk of queries at a time."""
+    batch, heads, queries, _ = q.shape
     chunk = max(1, MOST_SCORES // (batch * heads * k.shape[2]))
     if queries <= chunk:
-        return jnp.swapaxes(_scores(q, k, v, mask), 1, 2)
+        return _scores(q, k, v, mask)
     count = -(-queries // chunk)
     spare = count * chunk - queries
     q = jnp.pad(q, ((0, 0), (0, 0), (0, spare), (0, 0)))
@@ -67,7 +83,7 @@ def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         mask = jnp.pad(mask, ((0, spare), (0, 0))).reshape(count, chunk, -1)
     # the backward pass makes a chunk's scores anew: kept, they would be all scores again
     out = jax.lax.map(jax.checkpoint(lambda part: _scores(part[0], k, v, part[1])), (q, mask))
-    return einops.rearrange(out, "c b a n k -> b (c n) a k")[:, :queries]
+    return einops.rearrange(out, "c b a n k -> b a (c n) k")[:, :, :queries]
 
 
 def _scores(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

@@ -230,6 +230,7 @@ class DiT(nn.Module):
             split_rngs={"params": True},
             length=c.num_layers,
             unroll=c.num_layers if c.unroll else 1,
+            check_constancy_invariants=False,  # it would trace every layer once more, and nothing here is broadcast out
         )
         self.text_layers = nn.scan(TextKV, in_axes=nn.broadcast, **scan)(c)
         block = nn.remat(Block, prevent_cse=False) if c.remat else Block

@@ -78,10 +78,13 @@ class Sampler:
         params = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
         state, ready = None, None
         for block in blocks:
+            first = state is None
             frames, state = decode_block(self.decoder, params, block, state)
             if ready is not None:
                 yield np.asarray(ready)
-            ready = frames
+            ready = None if first else frames
+            if first:  # waited for, while the later blocks' program has yet to be loaded
+                yield np.asarray(frames)
         if ready is not None:
             yield np.asarray(ready)
 

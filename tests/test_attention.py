@@ -21,10 +21,12 @@ def by_loop(q, k, v, mask):
 
 
 @pytest.mark.parametrize(
-    "most_scores", [2**26, 2 * 3 * 7 * 2, 1]
-)  # all queries at once, by 2 (5 is odd), one by one
+    "cached_scores, most_scores",  # all at once; one head at a time; its queries by 2 (5 is odd); one by one
+    [(2**26, 2**26), (2 * 5 * 7, 2**26), (1, 2 * 7 * 2), (2**26, 1)],
+)
 @pytest.mark.parametrize("masked", [False, True])
-def test_agrees_with_a_loop(masked, most_scores, monkeypatch):
+def test_agrees_with_a_loop(masked, cached_scores, most_scores, monkeypatch):
+    monkeypatch.setattr(attention, "CACHED_SCORES", cached_scores)
     monkeypatch.setattr(attention, "MOST_SCORES", most_scores)
     q, (k, v) = tiny.normal(0, 2, 5, 3, 8), tiny.normal(1, 2, 2, 7, 3, 8)
     mask = np.random.default_rng(2).random((5, 7)) < 0.5 if masked else np.ones((5, 7), bool)

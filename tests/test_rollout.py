@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rfjax import rollout
+from rfjax import attention, rollout
 from rfjax.rollout import METHODS, RolloutConfig
 
 CONFIGS = {  # as published: Self Forcing has no sink
@@ -159,6 +159,35 @@ def test_a_stream_compiles_once_and_its_memory_does_not_grow(method):
     list(rollout.stream(model, KEYS[::-1], frame_shape(CONFIGS[method]), method, 3))
     assert used[0] == used[1]
     assert rollout.stream_step._cache_size() <= traces + 1
+
+
+def test_a_step_takes_over_the_buffers_of_the_state():
+    model, config = tiny.model(CONFIGS["rolling"], BATCH), CONFIGS["rolling"]
+    before = rollout.rolling_init(model, BATCH, frame_shape(config))
+    rollout.stream_step(model, "rolling", KEYS, rollout.ENDLESS, before)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before) if leaf.ndim)
+
+
+def test_in_steady_state_nothing_is_masked_and_no_key_is_wasted(monkeypatch):
+    """Window and clean call look at the frames of the span, not one more, in the program itself."""
+    model, config, looks = tiny.model(CONFIGS["rolling"], BATCH), CONFIGS["rolling"], set()
+    attend = attention.attend
+
+    def watched(q, k, v, mask=None):
+        looks.add((q.shape[1], k.shape[1], mask is None))
+        return attend(q, k, v, mask)
+
+    monkeypatch.setattr(attention, "attend", watched)
+
+    def step(state):
+        window = functools.partial(rollout.window_call, model, state.cache, state.window, steady=True)
+        x0 = window(index=state.index, num_blocks=rollout.ENDLESS)
+        return rollout.clean_call(model, state.cache, state.index, x0[:, 0], steady=True)
+
+    jax.eval_shape(step, rollout.rolling_init(model, BATCH, frame_shape(config)))
+    block = config.block_frames * tiny.FRAME[0] * tiny.FRAME[1] // 4  # tokens, in patches of 2×2
+    window, span, text = config.num_steps * block, config.span_blocks * block, tiny.CONFIG.text_len
+    assert looks == {(window, span, True), (block, span, True), (window, text, True), (block, text, True)}
 
 
 def test_noise_depends_on_sample_block_and_step_alone():
