@@ -224,7 +224,8 @@ def stream(
     args: argparse.Namespace, settings, prompts: list[str]
 ) -> tuple[list[list[video.Writer]], float, float]:
     """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
-    look = config.build(sampler.VideoConfig, settings, "video")
+    look, network, _, roll = sampler.sections(settings)
+    sampler.check(network, roll)
     total = max(1, round(args.seconds * look.fps))
     clips = []
     try:

@@ -51,7 +51,9 @@ class DiTConfig:
         if self.linear_dtype not in quantize.DTYPES:
             raise ValueError(f"linear_dtype must be one of {quantize.DTYPES}, not {self.linear_dtype!r}")
         if self.attention not in attention.BACKENDS:
-            raise ValueError(f"attention must be one of {', '.join(attention.BACKENDS)}, not {self.attention!r}")
+            raise ValueError(
+                f"attention must be one of {', '.join(attention.BACKENDS)}, not {self.attention!r}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -326,4 +328,5 @@ def init(config: DiTConfig, key: Array) -> dict[str, Any]:
 
     x = jnp.zeros((1, *config.patch_size, config.in_dim))
     context = jnp.zeros((1, config.text_len, config.text_dim))
-    return DiT(config).init(key, x, context, method=every_part)["params"]
+    dit = DiT(dataclasses.replace(config, attention="xla"))  # which a machine without the kernel can trace
+    return dit.init(key, x, context, method=every_part)["params"]

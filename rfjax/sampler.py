@@ -147,6 +147,12 @@ def sections(settings: ml_collections.ConfigDict):
     )
 
 
+def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
+    """UserError where this machine lacks the attention kernel or the 8-bit products that a config asks for."""
+    attention.check(network.attention, network.dtype, network.head_dim)
+    quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
+
+
 def load(
     settings: ml_collections.ConfigDict,
     place: str | None = None,
@@ -169,8 +175,7 @@ def load(
         settings = quantization.configured(settings, quantize)
     video, network, codec, roll = sections(settings)
     latent_size(video, codec, network)
-    attention.check(network.attention, network.dtype, network.head_dim)
-    quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
+    check(network, roll)
     tiny = tiny_decoder(settings)
     sizes = {"dit": network, "tiny": tiny, "vae": codec if given or not tiny else None}
     sizes = {name: size for name, size in sizes.items() if size is not None}
