@@ -3,8 +3,8 @@
 A quantised array is a `qwix.QArray`: 8-bit values, and a float32 scale for each slice along one axis, the largest magnitude
 of the slice over the largest 8-bit number. Parameters of the transformer say by their type how a product is computed: where a
 kernel is a QArray, the activations that meet it are quantised as they come (a scale a token), both are multiplied in 8 bits,
-sums are kept in int32 or float32, and the scales are put on the result. `LINEAR` names the kernels that are quantised, all in
-the layers: what is left holds 1 % of the work, and errors of the others are seen in every pixel (docs/quantization.md).
+sums are kept in int32 or float32, and the scales are put on the result. `LINEAR` names the kernels that are quantised, all
+in the layers: the others are less than a thousandth of the work, and some would do much of the harm (docs/quantization.md).
 """
 
 import functools
