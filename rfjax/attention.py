@@ -77,12 +77,13 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     lengths = None
     if mask is not None:
         frames, tokens = mask.shape[1], k.shape[1] // mask.shape[1]
-        order = jnp.argsort(~jnp.asarray(mask[0]), stable=True)
+        order, count = jnp.argsort(~jnp.asarray(mask[0]), stable=True), mask.sum(dtype=jnp.int32)
         k, v = (
             einops.rearrange(a, "b (f t) a k -> b f t a k", f=frames)[:, order].reshape(a.shape)
             for a in (k, v)
         )
-        lengths = jnp.full(k.shape[0], tokens, jnp.int32) * mask.sum(dtype=jnp.int32)
+        count = jnp.where(count > 0, count, frames)  # of none at all it would make no number
+        lengths = jnp.full(k.shape[0], tokens, jnp.int32) * count
     attention = jax.nn.dot_product_attention
     return attention(q, k, v, scale=1.0, key_value_seq_lengths=lengths, implementation="cudnn")
 

@@ -21,8 +21,6 @@ from rfjax import tree
 from rfjax.errors import UserError
 
 LINEAR = ((r"blocks/(self|cross)_[qkvo]/kernel|blocks/ffn_(in|out)/kernel", True), (r".*", False))
-
-
 INT8, FP8 = "int8", "float8_e4m3fn"
 DTYPES = ("", INT8, FP8)
 OLDER_TPUS = tuple(f"TPU v{generation}" for generation in range(2, 7))
@@ -59,11 +57,13 @@ def check(mode: Mode, device: jax.Device | None = None) -> None:
     Raises:
       UserError: a chip without such products, or qwix is not installed.
     """
+    if not any(mode):
+        return
     device = jax.devices()[0] if device is None else device
     if mode.linear_dtype == FP8 and not _multiplies_fp8(device):
         instead = next(name for name, other in MODES.items() if other == mode._replace(linear_dtype=INT8))
         raise UserError(f"{device.device_kind} has no products in fp8; use --quantize {instead}.")
-    if any(mode) and importlib.util.find_spec("qwix") is None:
+    if importlib.util.find_spec("qwix") is None:
         raise UserError("Quantisation takes the package qwix: pip install -e '.[quantize]'.")
 
 

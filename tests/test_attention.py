@@ -96,9 +96,11 @@ def test_cudnn_is_asked_to_leave_out_keys_at_the_end(monkeypatch):
         given = None if frames is None else jnp.asarray(frames)
         ours = attention.attend(*map(jnp.asarray, (q, k, v)), given, "cudnn")
         np.testing.assert_allclose(ours, by_loop(q, k, v, mask), atol=1e-5)
+    unseen = attention.attend(*map(jnp.asarray, (q, k, v)), jnp.zeros((1, 5), bool), "cudnn")
+    assert np.isfinite(unseen).all() and np.abs(unseen).max() <= np.abs(v).max()
     several = jnp.asarray(np.tri(3, 5, 2, dtype=bool))  # not the same for all: plain products
     attention.attend(*map(jnp.asarray, (q, k, v)), several, "cudnn")
-    assert asked == ["cudnn"] * 3
+    assert asked == ["cudnn"] * 4
 
 
 def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
