@@ -49,16 +49,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
     )
     add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
-    add(
-        "--quantize",
-        choices=sorted(quantize.MODES),
-        help="8 bits for products and weights (int8, fp8), for the cache (kv8), or both",
-    )
-    add(
-        "--attention",
-        choices=attention.BACKENDS,
-        help="the kernel of attention (default: config.dit.attention, else what suits)",
-    )
+    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
+    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
     add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")

@@ -121,7 +121,7 @@ def parse(argv):
     add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
-    add("--quantize", choices=sorted(quantize.MODES), help="judge the model in 8 bits")
+    add("--quantize", choices=quantize.MODES, help="judge the model in 8 bits")
     add("--batch", type=int, default=8, help="clips rolled out together (default %(default)s)")
     add("--objects", type=int, choices=(1, 2), default=1, help="in a rendered clip (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other clips")
