@@ -38,6 +38,17 @@ def counter() -> Callable[[], int]:
     return _sum(lambda seconds: 1)
 
 
+def loads() -> Callable[[], int]:
+    """A function that tells how many of these were loaded where they were kept, since this call."""
+    count = [0]
+
+    def listen(event: str, **_) -> None:
+        count[0] += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(listen)
+    return lambda: count[0]
+
+
 def _sum(weight: Callable[[float], float]) -> Callable[[], float]:
     """The sum so far of weight(seconds) over all programs that were compiled or loaded since this call."""
     total = [0]

@@ -54,7 +54,7 @@ class Sampler:
     def bind(self, captions: list[str]) -> rollout.Model:
         """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
         context = jnp.asarray(self.encoder.encode(captions))
-        text_kv = self.dit.apply({"params": self.params["dit"]}, context, method="text_kv")
+        text_kv = _text_kv(self.dit, self.params["dit"], context)
         return rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
 
     def latents(
@@ -84,11 +84,14 @@ class Sampler:
     def decode(self, blocks: Iterable[Array]) -> Iterator[np.ndarray]:
         """Latent blocks [B, n, h, w, C], from a clip's start → uint8 frames [B, m, H, W, 3] on the host.
 
-        The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The next block is under way on the
-        device while the caller has the present one.
+        The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The first is handed out at once; from then on the next
+        block is under way on the device while the caller has the present one.
         """
-        params = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
+        params, blocks = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"], iter(blocks)
         state, ready = None, None
+        for block in itertools.islice(blocks, 1):  # seen before the program for later blocks is compiled
+            frames, state = decode_block(self.decoder, params, block, state)
+            yield np.asarray(frames)
         for block in blocks:
             frames, state = decode_block(self.decoder, params, block, state)
             if ready is not None:
@@ -110,6 +113,11 @@ class Sampler:
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV:
+    return network.apply({"params": params}, context, method="text_kv")
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rfjax import compilation, config
+from rfjax import compilation, config, sampler
 from rfjax.bench import compare, first, flags, parts, report, stamp, stream
 from rfjax.errors import exit_cleanly
 from rfjax.umt5 import UMT5Config
@@ -41,7 +41,7 @@ def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> 
     if frames:
         warm = first.warm(model, captions, args.method, decoded)
         told["first_frame"] = frames | {"warm": warm}
-    rates(told)
+    rates(told, args.samples * sampler.block_lengths(model.vae.config, model.rollout)[1])
     return told
 
 
@@ -60,9 +60,12 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
     }
 
 
-def rates(told: dict[str, Any]) -> None:
-    """Adds flops_per_s wherever operations are counted, and mfu, its share of the published peak of all devices in use (one)."""
+def rates(told: dict[str, Any], frames: int) -> None:
+    """Adds what follows from the times: frames_per_s where a part makes a block, of `frames` frames of all clips; flops_per_s where
+    operations are counted; and mfu, their share of the device's published peak."""
     peak, found = told["hardware"]["peak_flops"], told["parts"]
+    for name in {"step", "decode"} & set(found):
+        found[name]["frames_per_s"] = frames / found[name]["median_s"]
     timed = [(figures, figures.get("flops"), figures["median_s"]) for figures in found.values()]
     if "stream" in told and "step" in found:
         work = found["step"]["flops"] + found.get("decode", {"flops": 0.0})["flops"]

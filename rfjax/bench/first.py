@@ -46,10 +46,15 @@ def warm(model: sampler.Sampler, captions: list[str], method: str, decoded: bool
 def figures(started: float, argv: list[str]) -> dict[str, float]:
     """Seconds of a fresh process: imports_s, weights_s, prompt_s (from the prompt to its first frame) and total_s, their sum.
 
-    compile_s, in which programs were compiled or loaded where they were kept, is part of the others.
+    compile_s, in which programs were compiled or loaded where they were kept, is part of the others; "compiled" and "loaded" are
+    how many.
     """
     args, settings = flags.parse(argv, __doc__)
-    compile_seconds = compilation.stopwatch()
+    compile_seconds, programs, loaded_programs = (
+        compilation.stopwatch(),
+        compilation.counter(),
+        compilation.loads(),
+    )
     compilation.keep_programs(args.compile_cache)
     imported = time.time()
     model = flags.load(args, settings)
@@ -62,6 +67,8 @@ def figures(started: float, argv: list[str]) -> dict[str, float]:
         "weights_s": loaded - imported,
         **prompt,
         "compile_s": compile_seconds(),
+        "compiled": programs() - loaded_programs(),
+        "loaded": loaded_programs(),
     }
 
 

@@ -9,6 +9,7 @@ FIRST = {
     "cached": "programs kept",
     "warm": "same process",
 }
+COLUMNS = {"median": 12, "min": 12, "max": 12, "calls": 7, "TFLOP": 11, "TFLOP/s": 11, "frames/s": 10}
 
 
 def show(told: dict[str, Any]) -> None:
@@ -32,26 +33,25 @@ def show(told: dict[str, Any]) -> None:
 
 
 def first_frame(found: dict[str, dict[str, float]]) -> None:
-    print(f"\n{'first frame':24}{'imports':>9}{'weights':>9}{'prompt':>9}{'total':>9}   of which compiling")
+    print(f"\n{'first frame':24}{'imports':>9}{'weights':>9}{'prompt':>9}{'total':>9}   of which programs")
     for name, words in FIRST.items():
         if name in found:
             seconds = (found[name].get(f"{part}_s") for part in ("imports", "weights", "prompt", "total"))
             row = "".join(f"{'' if taken is None else f'{taken:.2f} s':>9}" for taken in seconds)
-            compiling = found[name].get("compile_s")
-            print(f"  {words:22}{row}" + ("" if compiling is None else f"   {compiling:.2f} s"))
+            told = "   {compile_s:.2f} s: {compiled} compiled, {loaded} loaded" if name != "warm" else ""
+            print(f"  {words:22}{row}{told.format(**found[name])}")
 
 
 def parts(found: dict[str, dict[str, float]], peak: float | None) -> None:
-    print(
-        f"\n{'part':12}{'median':>12}{'min':>12}{'max':>12}{'calls':>7}{'TFLOP':>10}{'TFLOP/s':>10}{'MFU':>8}"
-    )
+    columns = "".join(f"{name:>{width}}" for name, width in COLUMNS.items())
+    print(f"\n{'part':12}{columns}{'MFU' if peak else '':>8}")
     for name, figures in found.items():
-        row = "".join(f"{milliseconds(figures[f'{which}_s']):>12}" for which in ("median", "min", "max"))
-        row += f"{figures['calls']:>7}"
-        if "flops" in figures:
-            row += f"{figures['flops'] / 1e12:>10.4g}{figures['flops_per_s'] / 1e12:>10.4g}"
-            row += f"{figures['mfu']:>8.1%}" if peak else f"{'':>8}"
-        print(f"  {name:10}{row}")
+        cells = [milliseconds(figures[f"{which}_s"]) for which in ("median", "min", "max")]
+        cells.append(f"{figures['calls']}")
+        cells += [f"{figures[key] / 1e12:.4g}" if key in figures else "" for key in ("flops", "flops_per_s")]
+        cells.append(f"{figures['frames_per_s']:.4g}" if "frames_per_s" in figures else "")
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
+        print(f"  {name:10}{row}" + (f"{figures['mfu']:>8.1%}" if "mfu" in figures else ""))
 
 
 def stream(found: dict[str, Any]) -> None:
