@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rfjax import axes, tree
@@ -15,10 +16,11 @@ from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
 from rfjax.vae import VAEConfig
 
-# Path of a leaf → its dimensions that fsdp may split, counted from the end; the first that it divides is split. Leading ones
-# (layers, taps) stay whole: a loop over layers then gathers a layer at a time. The input side comes first, since accelerators
-# pad the last dimension to 128. The optimiser's moments and the average end in their parameter's path, so one table places
-# the whole train state; vectors (biases, scales, statistics) are small, and whole everywhere.
+# Path of a leaf → its dimensions that may be split, counted from the end; the first that divides is, over fsdp and context, or
+# else over fsdp alone: devices that share a clip need not each keep the whole state. Leading ones (layers, taps) stay whole:
+# a loop over layers then gathers a layer at a time. The input side comes first, since accelerators pad the last dimension to
+# 128. The optimiser's moments and the average end in their parameter's path, so one table places the whole train state;
+# vectors (biases, scales, statistics) are small, and whole everywhere.
 RULES = (
     (r"(.*/)?(kernel|embedding)", (-2, -1)),
     (r"(.*/)?(head_)?modulation", (-1,)),
@@ -28,7 +30,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis: batch, batch and parameters, tokens. data = -1 takes all that are left."""
+    """Devices along each axis: batch; batch and parameters; tokens and parameters. data = -1 takes all that are left."""
 
     data: int = -1
     fsdp: int = 1
@@ -49,7 +51,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"devices and there are {count}; set config.mesh to match."
         )
     shape, kinds = (data, config.fsdp, config.context), (AxisType.Auto,) * len(axes.MESH)
-    return jax.make_mesh(shape, axes.MESH, kinds, devices=devices)
+    # jax.make_mesh would refuse 8×2 on a torus of 4×4, except on v5e: an axis may take part of a physical one.
+    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid, axes.MESH, axis_types=kinds)
 
 
 def check(config, mesh: Mesh) -> None:
@@ -88,10 +92,12 @@ def _frame_tokens(config) -> int:
 
 def spec(path: str, shape: tuple[int, ...], mesh) -> PartitionSpec:
     """PartitionSpec of one leaf by RULES; whole where no dimension that it names is divided."""
-    size = mesh.shape["fsdp"]
-    for place in tree.match(RULES, path):
-        if size > 1 and len(shape) >= -place and shape[place] % size == 0:
-            return PartitionSpec(*(None,) * (len(shape) + place), "fsdp")
+    for split in (("fsdp", "context"), ("fsdp",)):
+        split = tuple(axis for axis in split if mesh.shape[axis] > 1)
+        parts = math.prod(mesh.shape[axis] for axis in split)
+        for place in tree.match(RULES, path):
+            if split and len(shape) >= -place and shape[place] % parts == 0:
+                return PartitionSpec(*(None,) * (len(shape) + place), split)
     return PartitionSpec()
 
 

@@ -1,6 +1,7 @@
 """Files of weights, read and written tensor by tensor: safetensors, whole or in shards, and PyTorch's .pt and .pth.
 
-bfloat16 stays bfloat16, and no more than one tensor is held at a time.
+bfloat16 stays bfloat16, and no more than one tensor is held at a time: files are mapped anew for each, since what was read
+of a mapping counts as memory of the process.
 """
 
 import json
@@ -64,21 +65,24 @@ def read(path: str | os.PathLike, part: str | None = None) -> Source:
     try:
         if path.suffix == ".json":
             shards = set(json.loads(path.read_text())["weight_map"].values())
-            files = [safe_open(path.parent / name, "numpy") for name in sorted(shards)]
+            files = [path.parent / name for name in sorted(shards)]
         else:
-            files = [safe_open(path, "numpy")]
+            files = [path]
         kinds, where = {}, {}
         for file in files:
-            for name in file.keys():  # noqa: SIM118  a safetensors file, not a dict
-                if name in where:
-                    raise UserError(f"{path}: {name} is in two shards; copy them again.")
-                piece = file.get_slice(name)
-                kinds[name], where[name] = _kind(path, name, piece), file
+            with safe_open(file, "numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  a safetensors file, not a dict
+                    if name in where:
+                        raise UserError(f"{path}: {name} is in two shards; copy them again.")
+                    kinds[name], where[name] = _kind(path, name, tensors.get_slice(name)), file
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged or not what its name says ({error}); copy it again.") from error
 
     def load(name: str, layer: int | None = None) -> np.ndarray:
-        return where[name].get_tensor(name) if layer is None else where[name].get_slice(name)[layer]
+        with safe_open(
+            where[name], "numpy"
+        ) as tensors:  # opened anew: what was read of a mapped file stays in memory
+            return tensors.get_tensor(name) if layer is None else tensors.get_slice(name)[layer]
 
     return Source(kinds, load)
 
@@ -117,14 +121,19 @@ def torch_module():
 
 def _read_torch(path: Path, part: str | None) -> Source:
     torch = torch_module()
+
+    def open_anew():
+        return _part(path, torch.load(path, map_location="cpu", mmap=True, weights_only=True), part)
+
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = open_anew()
+    except UserError:
+        raise
     except Exception as error:  # a damaged file and one with code in it raise much the same
         reason = str(error).splitlines()[0][:120]
         raise UserError(
             f"{path} is damaged, or holds more than tensors, which is not loaded since it may run code ({reason})."
         ) from error
-    tensors = _part(path, content, part)
     kinds = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.dtype.is_floating_point:
@@ -132,7 +141,8 @@ def _read_torch(path: Path, part: str | None) -> Source:
         kinds[name] = Kind(tuple(tensor.shape), DTYPES[_CODES[str(tensor.dtype).removeprefix("torch.")]])
 
     def load(name: str, layer: int | None = None) -> np.ndarray:
-        tensor = tensors[name] if layer is None else tensors[name][layer]
+        tensor = open_anew()[name]
+        tensor = tensor if layer is None else tensor[layer]
         if tensor.dtype == torch.bfloat16:  # numpy knows it only through its bits
             return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
