@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from ml_collections import ConfigDict
 
 from rfjax import config, preflight, sampler
 from rfjax.bench import parts
 from rfjax.errors import UserError
+from rfjax.preflight.estimate import gib
 from rfjax.rollout import METHODS
+from rfjax.umt5 import UMT5Config
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 STEPS = ("first", *parts.PARTS, "stream")  # all that can be measured, in this order
@@ -105,7 +108,20 @@ def override(args: argparse.Namespace, settings: ConfigDict) -> None:
 
 
 def load(args: argparse.Namespace, settings: ConfigDict) -> sampler.Sampler:
-    """The sampler to measure, its weights on the device; UserError where it does not fit there."""
+    """The sampler to measure, its weights on the device; UserError where it does not fit there, or UMT5 on the host."""
     if not args.skip_preflight:
         preflight.check(settings, args.samples, preflight.capacity(), args.method)
+        if "text" in args.parts and "umt5" in settings:
+            check_reader(config.build(UMT5Config, settings, "umt5"))
     return sampler.load(settings, args.weights)
+
+
+def check_reader(sizes: UMT5Config) -> None:
+    """UserError where UMT5's parameters and what making them takes do not fit into the host's memory."""
+    leaves = jax.tree.leaves(parts.reader_shapes(sizes))
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + 8 * max(leaf.size for leaf in leaves)
+    there = preflight.capacity(jax.local_devices(backend="cpu")[0])
+    if needed > there:
+        raise UserError(
+            f"The text encoder needs {gib(needed)} of the host, which has {gib(there)}; leave text out of --parts."
+        )

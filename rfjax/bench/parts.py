@@ -73,13 +73,22 @@ def text(
     if not isinstance(model.encoder, Unread):
         return functools.partial(model.encoder.encode, captions)
     with jax.default_device(host):
-        shapes = jax.eval_shape(functools.partial(umt5.init, reader), jax.random.key(0))
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, reader.dtype), shapes)
-        params = sampler.stand_in(shapes)
+        params = sampler.stand_in(reader_shapes(reader))
         ids = jnp.arange(model.encoder.text_len)[None] % reader.vocab_size
-        run = jax.jit(functools.partial(umt5.prompt_features, umt5.UMT5(reader)))
         mask = jnp.ones(ids.shape, bool)
-    return lambda: [run(params, ids, mask) for _ in captions]
+    run = jax.jit(functools.partial(umt5.prompt_features, umt5.UMT5(reader)))
+
+    def read():
+        with jax.default_device(host):
+            return [run(params, ids, mask) for _ in captions]
+
+    return read
+
+
+def reader_shapes(reader: umt5.UMT5Config) -> dict[str, Any]:
+    """UMT5's parameters as shapes."""
+    shapes = jax.eval_shape(functools.partial(umt5.init, reader), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, reader.dtype), shapes)
 
 
 def text_kv(model: sampler.Sampler, captions: list[str]) -> Callable[[], Any]:

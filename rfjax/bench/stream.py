@@ -13,7 +13,7 @@ import numpy as np
 from rfjax import compilation, rollout, sampler
 from rfjax.bench import timing
 
-SAMPLES = 50  # of memory, over a run
+SAMPLES = 50  # of memory, at most, over a run
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what getrusage tells
 
 
@@ -45,13 +45,14 @@ def measure(
     coming, warm_up = arrivals(model, captions, method, decoded), model.rollout.span_blocks + 2
     for _ in range(warm_up):  # until nothing is masked, and as many more as are under way
         next(coming)
-    before, every, samples = compiled(), -(-blocks // SAMPLES), []
+    before, samples = compiled(), []
+    moments = set(np.linspace(0, blocks - 1, SAMPLES, dtype=int).tolist())
     intervals, last = np.zeros(blocks), time.perf_counter()
     for index in range(blocks):
         next(coming)
         now = time.perf_counter()
         intervals[index], last = now - last, now
-        if index % every == 0 or index == blocks - 1:
+        if index in moments:
             samples.append({"block": index} | memory_now())
     return {
         "blocks": blocks,
