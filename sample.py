@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import compilation, config, footage, preflight, sampler, video
+from rfjax import attention, compilation, config, footage, preflight, quantize, sampler, video
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -48,6 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
     )
     add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
+    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
+    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
     add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
@@ -109,14 +111,17 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
     return [prompt for prompt in prompts for _ in range(args.num_samples)]
 
 
-def override(settings, args: argparse.Namespace) -> None:
-    """Puts --decoder and --size into the config; UserError for what it cannot take."""
+def override(settings, args: argparse.Namespace):
+    """The config with --decoder, --size, --attention and --quantize in it; UserError for what it cannot take."""
     if args.decoder == "tiny" and "tiny" not in settings:
         raise UserError(f"{args.config} has no tiny decoder; leave out --decoder.")
     if args.decoder:
         settings.decoder = args.decoder
     if args.size is not None:
         sampler.resize(settings, args.size)
+    if args.attention:
+        settings.dit.attention = args.attention
+    return quantize.configured(settings, args.quantize) if args.quantize else settings
 
 
 def read_given(args: argparse.Namespace, settings, total: int) -> Iterable[np.ndarray]:
@@ -207,7 +212,8 @@ def stream(
     args: argparse.Namespace, settings, prompts: list[str]
 ) -> tuple[list[list[video.Writer]], float, float]:
     """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
-    look = config.build(sampler.VideoConfig, settings, "video")
+    look, network, _, roll = sampler.sections(settings)
+    sampler.check(network, roll)
     total = max(1, round(args.seconds * look.fps))
     clips = []
     try:
@@ -245,8 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     check_numbers(args)
     compilation.keep_programs(args.compile_cache)
     compile_seconds = compilation.stopwatch()
-    settings = config.load(args.config)
-    override(settings, args)
+    settings = override(config.load(args.config), args)
     prompts = read_prompts(args, settings.prompt)
     clips, first, rate = stream(args, settings, prompts)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):

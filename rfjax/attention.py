@@ -1,8 +1,8 @@
 """Scaled dot-product attention and the frame-level masks of the causal training forms.
 
 Masks are kept per frame, [query frames, key frames], True where a query may look; tokens of a frame share its row, and no
-matrix of tokens is ever made. On TPU a flash kernel runs (`rfjax/flash.py`), on GPU cuDNN's where nothing is masked; elsewhere
-scores are made in the open, a chunk of queries at a time.
+matrix of tokens is ever made. On TPU a flash kernel runs (`rfjax/flash.py`), on GPU cuDNN's where all queries see the same;
+elsewhere scores are made in the open, a chunk of queries at a time.
 """
 
 import einops
@@ -13,31 +13,79 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from rfjax import flash
+from rfjax.errors import UserError
 from rfjax.flash import FrameMask
 
 MOST_SCORES = 2**26  # held at a time: 256 MiB
+BACKENDS = {  # and where there is each
+    "auto": ("cpu", "gpu", "tpu"),  # what suits platform and numbers
+    "xla": ("cpu", "gpu", "tpu"),  # plain products
+    "cudnn": ("gpu",),
+    "splash": ("tpu",),
+}
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | FrameMask | None = None) -> Array:
+def check(backend: str, dtype: str, head_dim: int) -> None:
+    """UserError where the devices have no such backend, or it does not take heads of this dtype and size."""
+    platform = _platform()
+    if platform not in BACKENDS[backend]:
+        there = ", ".join(name for name, platforms in BACKENDS.items() if platform in platforms)
+        raise UserError(f"There is no {backend} attention on {platform.upper()}; --attention takes {there}.")
+    if backend == "cudnn" and not _suits_cudnn(dtype, head_dim):
+        raise UserError(
+            f"cuDNN's attention takes bfloat16 or float16 and heads of a multiple of 8, at most 128, not {dtype} and {head_dim}; "
+            "set config.dit.dtype = 'bfloat16', or give --attention xla."
+        )
+
+
+def attend(
+    q: Array, k: Array, v: Array, mask: Array | FrameMask | None = None, backend: str = "auto"
+) -> Array:
     """softmax(q·kᵀ / √K)·v. q [B, N, A, K]; k, v [B, M, A, K]. Softmax in float32.
 
     mask: [Fq or 1, Fk] bool, queries and keys being Fq and Fk frames of equally many tokens; one row is for all queries.
     On TPU a mask of several rows must be static, a `FrameMask`. A query that may look at nothing gets the mean of v, or of v
     and zeros where keys were padded: not NaN, so padded windows stay finite.
+
+    backend: one of BACKENDS that `check` lets pass. cuDNN's serves where all queries see the same; elsewhere plain products do.
     """
     q = q * q.shape[-1] ** -0.5
     platform = _platform()
-    if platform == "tpu":
+    if backend == "auto" and platform == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]):
+        backend = "cudnn"
+    if backend == "splash" or (backend == "auto" and platform == "tpu"):
         return _per_device(flash.flash, q, k, v, mask)
-    if platform == "gpu" and mask is None and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128:
-        return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
-    return _chunked(q, k, v, mask.frames if isinstance(mask, FrameMask) else mask)
+    if isinstance(mask, FrameMask):
+        mask = mask.frames
+    if backend == "cudnn" and (mask is None or mask.shape[0] == 1):
+        return _cudnn(q, k, v, mask)
+    return _chunked(q, k, v, mask)
 
 
 def _platform() -> str:
     """Of the devices that the program is traced for: those of the ambient mesh, which need not be here, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def _suits_cudnn(dtype, head_dim: int) -> bool:
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """cuDNN's flash attention of scaled queries. It can leave out keys at the end only, so those that count, [1, Fk], go first."""
+    lengths = None
+    if mask is not None:
+        frames, tokens = mask.shape[1], k.shape[1] // mask.shape[1]
+        order, count = jnp.argsort(~jnp.asarray(mask[0]), stable=True), mask.sum(dtype=jnp.int32)
+        k, v = (
+            einops.rearrange(a, "b (f t) a k -> b f t a k", f=frames)[:, order].reshape(a.shape)
+            for a in (k, v)
+        )
+        count = jnp.where(count > 0, count, frames)  # of none at all it would make no number
+        lengths = jnp.full(k.shape[0], tokens, jnp.int32) * count
+    attention = jax.nn.dot_product_attention
+    return attention(q, k, v, scale=1.0, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 def _per_device(kernel, q: Array, k: Array, v: Array, mask: Array | FrameMask | None) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from rfjax import axes
+from rfjax import axes, quantize
 from rfjax.dit import KV, DiTConfig, Past
 
 
@@ -28,6 +28,7 @@ class CacheConfig:
     sink_blocks: int = 1  # the first blocks, kept for ever
     ring_blocks: int = 7  # the newest ones
     span_blocks: int = 7  # most blocks that one call attends to, its own included
+    int8: bool = False  # kept in 8 bits, a scale for each token and head
 
     def __post_init__(self):
         if self.sink_blocks < 0 or self.span_blocks <= self.sink_blocks:
@@ -42,7 +43,7 @@ class CacheConfig:
 class KVCache:
     """Slots [0, sink_blocks) hold the sink, the rest is the ring. `block` says what is where; -1 is empty."""
 
-    kv: KV  # [L, B, slots, N, A, K], keys not rotated
+    kv: KV  # [L, B, slots, N, A, K], keys not rotated; in int8 QArrays with scales [L, B, slots, N, A, 1]
     block: Array  # [slots] int32
     config: CacheConfig = struct.field(pytree_node=False)
 
@@ -51,8 +52,13 @@ def init(config: CacheConfig, dit: DiTConfig, batch: int, block_tokens: int) -> 
     """An empty cache for blocks of `block_tokens` tokens."""
     slots = config.sink_blocks + config.ring_blocks
     shape = (dit.num_layers, batch, slots, block_tokens, dit.num_heads, dit.head_dim)
-    kv = KV(*(_placed(jnp.zeros(shape, dit.dtype)) for _ in KV._fields))
+    kv = KV(*(jax.tree.map(_placed, _kept(config, jnp.zeros(shape, dit.dtype))) for _ in KV._fields))
     return KVCache(kv, jnp.full((slots,), -1, jnp.int32), config)
+
+
+def _kept(config: CacheConfig, x: Array):
+    """Keys or values [..., A, K] as they are stored."""
+    return quantize.quantized(x, "int8") if config.int8 else x
 
 
 def _placed(slots: Array) -> Array:
@@ -74,7 +80,7 @@ def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
         # A slice, not a scatter, for which XLA would lay out the whole cache anew.
         return _placed(jax.lax.dynamic_update_index_in_dim(slots, new.astype(slots.dtype), slot, axis=2))
 
-    stored = jax.tree.map(store, cache.kv, kv)
+    stored = jax.tree.map(store, cache.kv, KV(*(_kept(cache.config, x) for x in kv)))
     return cache.replace(kv=stored, block=cache.block.at[slot].set(block))
 
 

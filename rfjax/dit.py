@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rfjax import attention, axes, rope
+from rfjax import attention, axes, quantize, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class DiTConfig:
         10000.0  # Wan's; a few frames of a few tokens tell their places apart better by a smaller one
     )
     dtype: str = "float32"  # of activations and matrix products, and in sampling of parameters
+    linear_dtype: str = ""  # in sampling, "int8" or "float8_e4m3fn": the layers' products in 8 bits
+    attention: str = "auto"  # the kernel: what suits the platform, or one of `attention.BACKENDS`
     remat: bool = False  # recompute each layer in the backward pass
     unroll: bool = False  # layers one after another in place of a loop: faster on CPU, longer to compile
 
@@ -46,6 +48,12 @@ class DiTConfig:
             raise ValueError(f"dim {self.dim} must split into {self.num_heads} heads of even size")
         if self.patch_size[0] != 1:
             raise ValueError("a patch spans one latent frame: patch_size[0] must be 1")
+        if self.linear_dtype not in quantize.DTYPES:
+            raise ValueError(f"linear_dtype must be one of {quantize.DTYPES}, not {self.linear_dtype!r}")
+        if self.attention not in attention.BACKENDS:
+            raise ValueError(
+                f"attention must be one of {', '.join(attention.BACKENDS)}, not {self.attention!r}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -65,7 +73,7 @@ class Past(NamedTuple):
     Every layer picks its own out of the whole cache, so that no copy of all layers is ever made.
     """
 
-    kv: KV  # [L, B, slots, N, A, K]
+    kv: KV  # [L, B, slots, N, A, K], plain or quantised
     slots: Array  # [P·T / N] int32, which slots are seen, in order
     positions: Array  # [P] int32, latent frame positions, in the window's terms
     valid: Array | None  # [P] bool; None when every frame is valid
@@ -87,9 +95,11 @@ def timestep_embedding(t: Array, dim: int) -> Array:
 
 
 class Linear(nn.Dense):
-    """Dense whose initialisation keeps the variance of its input (Xavier)."""
+    """Dense whose initialisation keeps the variance of its input (Xavier), and whose kernel may be quantised."""
 
     kernel_init: Any = nn.initializers.xavier_uniform()
+    promote_dtype: Any = quantize.promote
+    dot_general: Any = quantize.dot_general
 
 
 class RMSNorm(nn.Module):
@@ -201,16 +211,16 @@ class Block(nn.Module):
         q, k, v = (split_heads(a, c.num_heads) for a in (q, k, v))
         keys, values = rope.apply(k, scene.window), v
         if past is not None:
-            past = seen(past, scene.slots)
+            past = KV(*(quantize.plain(a, c.dtype) for a in seen(past, scene.slots)))
             keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
             values = jnp.concatenate([past.v, values], 1)
-        y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask)
+        y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask, c.attention)
         return Linear(c.dim, dtype=c.dtype, name="self_o")(join_heads(y, frames)), KV(k, v)
 
     def cross_attention(self, y: Array, text_kv: KV) -> Array:
         c, frames = self.config, y.shape[1]
         q = RMSNorm(c.eps, name="cross_norm_q")(Linear(c.dim, dtype=c.dtype, name="cross_q")(y))
-        y = attention.attend(split_heads(q, c.num_heads), text_kv.k, text_kv.v)
+        y = attention.attend(split_heads(q, c.num_heads), text_kv.k, text_kv.v, None, c.attention)
         return Linear(c.dim, dtype=c.dtype, name="cross_o")(join_heads(y, frames))
 
 
@@ -318,4 +328,5 @@ def init(config: DiTConfig, key: Array) -> dict[str, Any]:
 
     x = jnp.zeros((1, *config.patch_size, config.in_dim))
     context = jnp.zeros((1, config.text_len, config.text_dim))
-    return DiT(config).init(key, x, context, method=every_part)["params"]
+    dit = DiT(dataclasses.replace(config, attention="xla"))  # which a machine without the kernel can trace
+    return dit.init(key, x, context, method=every_part)["params"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import compilation, config, sampler, shapes
+from rfjax import compilation, config, quantize, sampler, shapes
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 from rfjax.score import report, score
@@ -96,7 +96,7 @@ def generated_tables(args):
     settings = config.load(args.config)
     world = config.build(shapes.World, settings, "world")
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
-    model = sampler.load(settings, args.weights, given=args.given is not None)
+    model = sampler.load(settings, args.weights, given=args.given is not None, quantize=args.quantize)
     for method in args.methods.split(","):
         scores = generated(model, scenes, args.seconds, method, args.seed, args.batch, args.given)
         yield f"## {method}\n\n{report(scores)}"
@@ -121,6 +121,7 @@ def parse(argv):
     add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
+    add("--quantize", choices=quantize.MODES, help="judge the model in 8 bits")
     add("--batch", type=int, default=8, help="clips rolled out together (default %(default)s)")
     add("--objects", type=int, choices=(1, 2), default=1, help="in a rendered clip (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other clips")

@@ -40,6 +40,7 @@ class RolloutConfig:
     sink_blocks: int = 1
     ring_blocks: int = 7
     span_blocks: int = 7
+    int8_cache: bool = False  # keys and values of past blocks in 8 bits
 
     def __post_init__(self):
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -58,7 +59,7 @@ class RolloutConfig:
 
     @property
     def cache(self) -> kv_cache.CacheConfig:
-        return kv_cache.CacheConfig(self.sink_blocks, self.ring_blocks, self.span_blocks)
+        return kv_cache.CacheConfig(self.sink_blocks, self.ring_blocks, self.span_blocks, self.int8_cache)
 
 
 @struct.dataclass

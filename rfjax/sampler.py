@@ -15,7 +15,8 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from rfjax import checkpoint, config, dit, prompts, rollout, text, weights
+from rfjax import attention, checkpoint, config, dit, prompts, rollout, text, weights
+from rfjax import quantize as quantization
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
@@ -174,26 +175,45 @@ def sections(settings: ml_collections.ConfigDict):
     )
 
 
-def load(settings: ml_collections.ConfigDict, place: str | None = None, given: bool = False) -> Sampler:
+def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
+    """UserError where this machine lacks the attention kernel or the 8-bit products that a config asks for."""
+    attention.check(network.attention, network.dtype, network.head_dim)
+    quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
+
+
+def load(
+    settings: ml_collections.ConfigDict,
+    place: str | None = None,
+    given: bool = False,
+    quantize: str | None = None,
+) -> Sampler:
     """The sampler of a config, with its weights in the dtypes that the config says.
 
     Args:
       place: a folder or a hub repository, see `weights.locate`; default `config.weights`, which may also be the name of
         weights that come with the package, or RANDOM.
       given: whether clips shall begin with something given, for which the VAE's weights are needed.
+      quantize: one of `quantize.MODES`; default: what the config's fields say.
 
     Raises:
-      UserError: bad config section; a size that cannot be; missing, truncated or mis-shaped weights.
+      UserError: bad config section; a size that cannot be; a kernel or quantisation that this machine lacks; missing,
+        truncated or mis-shaped weights.
     """
+    if quantize is not None:
+        settings = quantization.configured(settings, quantize)
     video, network, codec, roll = sections(settings)
     latent_size(video, codec, network)
+    check(network, roll)
     tiny = tiny_decoder(settings)
     sizes = {"dit": network, "tiny": tiny, "vae": codec if given or not tiny else None}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
     files = [*(f"{name}.safetensors" for name in sizes), *readers]
     folder = None if place == RANDOM else _folder(place, settings.weights, files)
+    sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
+    if network.linear_dtype:
+        params["dit"] = quantization.params(params["dit"], network.linear_dtype)
     vae = VAE(codec)
     decoder = TinyDecoder(tiny) if tiny else vae
     return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
@@ -240,8 +260,11 @@ def initial(name: str, sizes, key: Array) -> dict[str, Any]:
 
 @functools.cache
 def abstract(name: str, sizes) -> dict[str, Any]:
-    """Shapes and dtypes of the parameters of "dit", "vae" or "tiny"."""
-    return jax.eval_shape(functools.partial(initial, name, sizes), jax.random.key(0))
+    """Shapes and dtypes of the parameters of "dit", "vae" or "tiny", as a sampler holds them."""
+    shapes = jax.eval_shape(functools.partial(initial, name, sizes), jax.random.key(0))
+    if name == "dit" and sizes.linear_dtype:
+        shapes = jax.eval_shape(functools.partial(quantization.params, dtype=sizes.linear_dtype), shapes)
+    return shapes
 
 
 def tiny_decoder(settings) -> TinyVAEConfig | None:

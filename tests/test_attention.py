@@ -1,11 +1,13 @@
 """Attention against a loop over queries, and masks against the rules written out."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from rfjax import attention
+from rfjax.errors import UserError
 
 
 def by_loop(q, k, v, mask):
@@ -60,6 +62,69 @@ def test_tokens_of_a_frame_share_its_row(rows):
     for form in (jnp.asarray(frames), attention.FrameMask(frames)):
         ours = attention.attend(*map(jnp.asarray, (q, k, v)), form)
         np.testing.assert_allclose(ours, by_loop(q, k, v, mask), atol=1e-5)
+
+
+HERE = [name for name, where in attention.BACKENDS.items() if jax.default_backend() in where]
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_every_backend_of_this_platform_agrees_at_odd_lengths(backend, rows):
+    """Against a loop in float64: within float32's error, cuDNN's within bfloat16's, which is all that it takes."""
+    dtype = jnp.bfloat16 if backend == "cudnn" else jnp.float32
+    q, (k, v) = tiny.normal(0, 1, 21, 2, 16), tiny.normal(1, 2, 1, 35, 2, 16)
+    q, k, v = (np.asarray(jnp.asarray(a, dtype), np.float32) for a in (q, k, v))
+    frames = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]], bool)[:rows]
+    mask = None if rows is None else attention.FrameMask(frames) if rows > 1 else jnp.asarray(frames)
+    seen = np.ones((21, 35), bool) if rows is None else frames.repeat(21 // rows, 0).repeat(7, 1)
+    ours = attention.attend(*(jnp.asarray(a, dtype) for a in (q, k, v)), mask, backend)
+    np.testing.assert_allclose(ours, by_loop(q, k, v, seen), atol=0.03 if backend == "cudnn" else 1e-5)
+
+
+def test_cudnn_is_asked_to_leave_out_keys_at_the_end(monkeypatch):
+    """Frames that count go first and the rest is cut off by length, as its kernel can; here by JAX's plain version of the same."""
+    asked, plain = [], jax.nn.dot_product_attention
+
+    def kernel(*args, implementation, **options):
+        asked.append(implementation)
+        return plain(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, (k, v) = tiny.normal(0, 2, 9, 3, 8), tiny.normal(1, 2, 2, 20, 3, 8)
+    for frames in (None, np.array([[0, 1, 0, 1, 1]], bool), np.ones((1, 5), bool)):
+        mask = np.ones((9, 20), bool) if frames is None else frames.repeat(9, 0).repeat(4, 1)
+        given = None if frames is None else jnp.asarray(frames)
+        ours = attention.attend(*map(jnp.asarray, (q, k, v)), given, "cudnn")
+        np.testing.assert_allclose(ours, by_loop(q, k, v, mask), atol=1e-5)
+    unseen = attention.attend(*map(jnp.asarray, (q, k, v)), jnp.zeros((1, 5), bool), "cudnn")
+    assert np.isfinite(unseen).all() and np.abs(unseen).max() <= np.abs(v).max()
+    several = jnp.asarray(np.tri(3, 5, 2, dtype=bool))  # not the same for all: plain products
+    attention.attend(*map(jnp.asarray, (q, k, v)), several, "cudnn")
+    assert asked == ["cudnn"] * 4
+
+
+def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
+    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+    asked = []
+    monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: asked.append((q.shape, mask)) or q)
+    half, full = (jnp.asarray(tiny.normal(0, 1, 3, 2, 8), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    attention.attend(half, half, half)
+    assert asked == [(half.shape, None)]
+    attention.attend(full, full, full)
+    attention.attend(half[..., :4], half[..., :4], half[..., :4])  # heads of 4 it does not take
+    attention.attend(half, half, half, backend="xla")
+    assert len(asked) == 1
+
+
+def test_a_backend_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+    attention.check("cudnn", "bfloat16", 128)
+    with pytest.raises(UserError, match="no splash attention on GPU; --attention takes auto, xla, cudnn"):
+        attention.check("splash", "bfloat16", 128)
+    for dtype, size in (("float32", 128), ("bfloat16", 12), ("bfloat16", 256)):
+        with pytest.raises(UserError, match=f"cuDNN's attention takes bfloat16 .* not {dtype} and {size}"):
+            attention.check("cudnn", dtype, size)
+        attention.check("auto", dtype, size)
 
 
 @pytest.mark.parametrize("frames, block", [(1, 1), (6, 3), (9, 3), (4, 1)])

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    "errors flash",
-    "attention axes collectives compilation config conv distributed flow names rope shapes tensorfile tree",
+    "errors flash tree",
+    "attention axes collectives compilation config conv distributed flow names quantize rope shapes tensorfile",
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",
