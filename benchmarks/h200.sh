@@ -28,4 +28,10 @@ bench() { # NAME SECONDS FLAGS…: one run, of at most so many seconds
 
 # Most telling first. Exact mode: each program alone and a short stream.
 bench exact 150 --blocks 20 --parts text_kv,window,clean,step,decode,stream
-bench tiny 80 --decoder tiny --blocks 40 --parts decode,step,stream
+bench tiny 80 --decoder tiny --blocks 30 --parts decode,step,stream
+# 8 bits, where memory matters and where speed does; then five minutes of video from the fastest.
+for mode in fp8 int8 fp8+kv8; do
+    bench "$mode" 60 --decoder tiny --quantize "$mode" --blocks 20 --parts step,stream
+done
+bench long 170 --decoder tiny --quantize fp8 --frames 4800 --parts stream --plot "$out/long.png"
+bench first 120 --parts first

@@ -231,6 +231,8 @@ def test_files_that_are_not_of_this_benchmark_are_refused(told, tmp_path, capsys
         (["--plot", "a.png", "--parts", "step"], "--plot draws the stream"),
         (["--config.dit.widht", "8"], "--config.dit.widht"),
         (["--weights", "nowhere", "--parts", "step"], "There is no folder nowhere"),
+        (["--attention", "cudnn", "--parts", "step"], "There is no cudnn attention on CPU"),
+        (["--quantize", "int3"], "--quantize"),
         (["--samples", "20000", "--size", "512x512", "--parts", "step"], "but the device has"),
     ],
 )

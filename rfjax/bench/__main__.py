@@ -56,6 +56,8 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
         "method": args.method,
         "decoder": decoder,
         "dtype": settings.dit.get("dtype", "float32"),
+        "quantize": args.quantize,
+        "attention": settings.dit.get("attention", "auto"),
         "compile_cache": args.compile_cache,
     }
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import config, preflight, sampler
+from rfjax import attention, config, preflight, quantize, sampler
 from rfjax.bench import parts
 from rfjax.errors import UserError
 from rfjax.preflight.estimate import gib
@@ -53,6 +53,12 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
     add("--method", choices=sorted(METHODS), default="rolling", help="default rolling")
     add("--dtype", choices=("float32", "bfloat16"), help="of network and decoder (default: the config's)")
     add("--decoder", choices=("wan", "tiny", "none"), help="none: the network alone (default: the config's)")
+    add(
+        "--quantize",
+        choices=sorted(quantize.MODES),
+        help="8 bits for products and weights, the cache, or both",
+    )
+    add("--attention", choices=attention.BACKENDS, help="the kernel of attention (default: the config's)")
     add("--parts", metavar="NAMES", help=f"what to measure, of {','.join(STEPS)} (default: all)")
     add("--compile_cache", metavar="DIR", help="where compiled programs are kept (default: as sample.py)")
     add("--json", metavar="FILE", help="write all figures there")
@@ -99,6 +105,10 @@ def override(args: argparse.Namespace, settings: ConfigDict) -> None:
     if args.dtype is not None:
         for name in {"dit", "vae", "tiny"} & set(settings):
             settings[name].dtype = args.dtype
+    if args.attention is not None:
+        settings.dit.attention = args.attention
+    if args.quantize is not None:
+        settings.dit.linear_dtype, settings.rollout.int8_cache = quantize.MODES[args.quantize]
     video, network, codec, roll = sampler.sections(settings)
     sampler.latent_size(video, codec, network)
     if args.decoder == "none":

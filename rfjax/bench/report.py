@@ -17,7 +17,7 @@ def show(told: dict[str, Any]) -> None:
     run, hardware, versions = told["run"], told["hardware"], told["versions"]
     print(
         f"\n{run['size']}, {run['samples']} at a time, {run['method']}, network {run['dtype']}, decoder {run['decoder']}, "
-        f"weights {run['weights']}"
+        f"weights {run['weights']}, quantised {run['quantize'] or 'nowhere'}, attention {run['attention']}"
     )
     print(
         f"{hardware['devices']} × {hardware['device']} ({hardware['platform']}), {hardware['cpu']}, {hardware['cores']} cores; "
