@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of one NVIDIA H200 at Wan's real size, in about ten minutes, with random weights: nothing is fetched.
 #
-#   pip install -e '.[gpu,quantize,plot]' && benchmarks/h200.sh [FOLDER]
+#   pip install -e '.[gpu,plot]' && benchmarks/h200.sh [FOLDER]
 #
 # Writes FOLDER/*.json, *.png and *.txt (default: h200). BUDGET=SECONDS in all (default 580): what does not come to its end
 # leaves its .txt, and the others run all the same.
@@ -28,4 +28,7 @@ bench() { # NAME SECONDS FLAGS…: one run, of at most so many seconds
 
 # Most telling first. Exact mode: each program alone and a short stream.
 bench exact 150 --blocks 20 --parts text_kv,window,clean,step,decode,stream
-bench tiny 80 --decoder tiny --blocks 40 --parts decode,step,stream
+bench tiny 80 --decoder tiny --blocks 30 --parts decode,step,stream
+# Five minutes of video, then the first frame in fresh processes.
+bench long 250 --decoder tiny --frames 4800 --parts stream --plot "$out/long.png"
+bench first 120 --parts first
