@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -76,7 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
     add("--skip_preflight", action="store_true", help="go ahead even if memory will probably not do")
     add(
-        "--cache",
+        "--compile_cache",
         metavar="DIR",
         help="where compiled programs are kept (default $RFJAX_CACHE or ~/.cache/rfjax/jax)",
     )
@@ -119,10 +118,7 @@ def override(settings, args: argparse.Namespace):
     if args.decoder:
         settings.decoder = args.decoder
     if args.size is not None:
-        match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", args.size)
-        if not match:
-            raise UserError(f"--size must be like 832x480, width and height in pixels, not {args.size}.")
-        settings.video.width, settings.video.height = map(int, match.groups())
+        sampler.resize(settings, args.size)
     if args.attention:
         settings.dit.attention = args.attention
     return quantize.configured(settings, args.quantize) if args.quantize else settings
@@ -253,7 +249,7 @@ def tee(blocks: Iterable, collected: list | None) -> Iterator:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_numbers(args)
-    compilation.keep_programs(args.cache)
+    compilation.keep_programs(args.compile_cache)
     compile_seconds = compilation.stopwatch()
     settings = override(config.load(args.config), args)
     prompts = read_prompts(args, settings.prompt)

@@ -30,11 +30,32 @@ def keep_programs(folder: str | None = None) -> None:
 
 def stopwatch() -> Callable[[], float]:
     """A function that tells the seconds spent compiling, or loading kept programs, since this call."""
-    spent = [0.0]
+    return _sum(lambda seconds: seconds)
+
+
+def counter() -> Callable[[], int]:
+    """A function that tells how many programs were compiled, or loaded where they were kept, since this call."""
+    return _sum(lambda seconds: 1)
+
+
+def loads() -> Callable[[], int]:
+    """A function that tells how many of these were loaded where they were kept, since this call."""
+    count = [0]
+
+    def listen(event: str, **_) -> None:
+        count[0] += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(listen)
+    return lambda: count[0]
+
+
+def _sum(weight: Callable[[float], float]) -> Callable[[], float]:
+    """The sum so far of weight(seconds) over all programs that were compiled or loaded since this call."""
+    total = [0]
 
     def listen(event: str, seconds: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            spent[0] += seconds
+            total[0] += weight(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    return lambda: spent[0]
+    return lambda: total[0]

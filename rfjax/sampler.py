@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,9 @@ from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
+RANDOM = (
+    "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
+)
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
@@ -41,12 +45,18 @@ class Sampler:
     """Everything that turns prompts into video, bound to its weights."""
 
     video: VideoConfig
-    encoder: text.WordEncoder | prompts.PromptEncoder
+    encoder: text.WordEncoder | text.Unread | prompts.PromptEncoder
     dit: dit.DiT
     vae: VAE  # its sizes; its weights where it decodes or where something is given
     decoder: VAE | TinyDecoder
     rollout: rollout.RolloutConfig
     params: dict[str, Any]  # {"dit": …, "vae" and "tiny" where they are needed: …}
+
+    def bind(self, captions: list[str]) -> rollout.Model:
+        """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
+        context = jnp.asarray(self.encoder.encode(captions))
+        text_kv = _text_kv(self.dit, self.params["dit"], context)
+        return rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
 
     def latents(
         self,
@@ -61,23 +71,28 @@ class Sampler:
         Clip b depends on the seed, on b and on its prompt, not on the other clips. They begin with the `given` blocks
         [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken.
         """
-        context = jnp.asarray(self.encoder.encode(captions))
-        text_kv = self.dit.apply({"params": self.params["dit"]}, context, method="text_kv")
-        model = rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
+        model = self.bind(captions)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(captions)))
         block = self.rollout.block_frames
-        frame_shape = (block, *latent_size(self.video, self.vae.config, self.dit.config))
         given = (jnp.broadcast_to(x, (len(captions), *x.shape[1:])) for x in given)
-        return rollout.stream(model, keys, frame_shape, method, -(-num_frames // block), given)
+        return rollout.stream(model, keys, self.frame_shape, method, -(-num_frames // block), given)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """(f, h, w, C) of a block."""
+        return self.rollout.block_frames, *latent_size(self.video, self.vae.config, self.dit.config)
 
     def decode(self, blocks: Iterable[Array]) -> Iterator[np.ndarray]:
         """Latent blocks [B, n, h, w, C], from a clip's start → uint8 frames [B, m, H, W, 3] on the host.
 
-        The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The next block is under way on the
-        device while the caller has the present one.
+        The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The first is handed out at once; from then on the next
+        block is under way on the device while the caller has the present one.
         """
-        params = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
+        params, blocks = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"], iter(blocks)
         state, ready = None, None
+        for block in itertools.islice(blocks, 1):  # seen before the program for later blocks is compiled
+            frames, state = decode_block(self.decoder, params, block, state)
+            yield np.asarray(frames)
         for block in blocks:
             first = state is None
             frames, state = decode_block(self.decoder, params, block, state)
@@ -102,6 +117,11 @@ class Sampler:
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV:
+    return network.apply({"params": params}, context, method="text_kv")
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
@@ -140,6 +160,14 @@ def latent_size(video: VideoConfig, vae: VAEConfig, network: DiTConfig) -> tuple
     return video.height // vae.spatial_stride, video.width // vae.spatial_stride, network.in_dim
 
 
+def resize(settings: ml_collections.ConfigDict, size: str) -> None:
+    """Puts a size such as "832x480" into the config; UserError for a word that is none."""
+    match = re.fullmatch(r"([0-9]{1,5})[x×]([0-9]{1,5})", size)
+    if not match:
+        raise UserError(f"--size must be like 832x480, width and height in pixels, not {size}.")
+    settings.video.width, settings.video.height = map(int, match.groups())
+
+
 def sections(settings: ml_collections.ConfigDict):
     """The sections that every config has: (VideoConfig, DiTConfig, VAEConfig, RolloutConfig); UserError for a bad one."""
     return (
@@ -166,7 +194,7 @@ def load(
 
     Args:
       place: a folder or a hub repository, see `weights.locate`; default `config.weights`, which may also be the name of
-        weights that come with the package.
+        weights that come with the package, or RANDOM.
       given: whether clips shall begin with something given, for which the VAE's weights are needed.
       quantize: one of `quantize.MODES`; default: what the config's fields say.
 
@@ -183,17 +211,41 @@ def load(
     sizes = {"dit": network, "tiny": tiny, "vae": codec if given or not tiny else None}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
-    folder = _folder(place, settings.weights, [*(f"{name}.safetensors" for name in sizes), *readers])
+    files = [*(f"{name}.safetensors" for name in sizes), *readers]
+    folder = None if place == RANDOM else _folder(place, settings.weights, files)
     sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
-    params = {
-        name: checkpoint.load_params(folder / f"{name}.safetensors", abstract(name, size))
-        for name, size in sizes.items()
-    }
+    params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:
         params["dit"] = quantization.params(params["dit"], network.linear_dtype)
     vae = VAE(codec)
     decoder = TinyDecoder(tiny) if tiny else vae
     return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
+
+
+def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:
+    """Parameters of "dit", "vae" or "tiny" from their file, or without a folder random ones."""
+    if folder is None:
+        return stand_in(abstract(name, sizes))
+    return checkpoint.load_params(folder / f"{name}.safetensors", abstract(name, sizes))
+
+
+def stand_in(shapes: dict[str, Any]) -> dict[str, Any]:
+    """Random parameters of these shapes and dtypes, drawn in seconds at any size: the same million numbers over and over.
+
+    Kernels keep the variance of their input, as `initial` does, so that numbers stay finite however long a stream runs.
+    """
+    numbers = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+
+    def draw(path: str, leaf) -> Array:
+        kind = path.rpartition("/")[2]
+        if kind in ("scale", "gamma", "latent_std"):
+            return jnp.ones(leaf.shape, leaf.dtype)
+        size = 0.02
+        if kind == "kernel":  # [in, out], [L, in, out], or a convolution's [..., in, out]
+            size = (leaf.shape[-2] if leaf.ndim < 4 else leaf.size // leaf.shape[-1]) ** -0.5
+        return jnp.asarray((size * np.resize(numbers, leaf.shape)).astype(leaf.dtype))
+
+    return unflatten({path: draw(path, leaf) for path, leaf in flatten(shapes).items()})
 
 
 def initial(name: str, sizes, key: Array) -> dict[str, Any]:
@@ -226,10 +278,12 @@ def tiny_decoder(settings) -> TinyVAEConfig | None:
     return config.build(TinyVAEConfig, settings, "tiny") if kind == "tiny" else None
 
 
-def _reader(settings, folder: Path) -> text.WordEncoder | prompts.PromptEncoder:
+def _reader(settings, folder: Path | None) -> text.WordEncoder | text.Unread | prompts.PromptEncoder:
     """What reads prompts: UMT5 where the config has it, else the small world's words."""
     if "umt5" not in settings:
         return config.build(text.WordEncoder, settings, "text")
+    if folder is None:
+        return text.Unread(settings.dit.text_len, settings.dit.text_dim)
     sizes = config.build(UMT5Config, settings, "umt5")
     return prompts.PromptEncoder(folder, sizes, settings.dit.text_len, Path(PROMPTS).expanduser())
 

@@ -77,6 +77,19 @@ class WordEncoder:
         return words
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Random features in place of a prompt's, for a transformer whose weights are random too: no encoder is read or run."""
+
+    text_len: int
+    text_dim: int
+
+    def encode(self, captions):
+        """Captions → float32 [B, text_len, text_dim], the same for every caption."""
+        features = np.random.default_rng(0).standard_normal((1, self.text_len, self.text_dim), np.float32)
+        return np.repeat(features, len(captions), 0)
+
+
 def _positions(length):
     """Sinusoids of the word position: float32 [length, POSITION_DIM]."""
     half = POSITION_DIM // 2

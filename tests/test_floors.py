@@ -16,6 +16,7 @@ FLOORS = [
     "weights",
     "sampler",
     "stages",
+    "preflight",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)

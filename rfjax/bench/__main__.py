@@ -1,0 +1,111 @@
+"""How fast is it? Measures text, network, decoder and the whole stream on the machine at hand.
+
+    python -m rfjax.bench --config configs/wan_1_3b.py --dtype bfloat16 --frames 480 --json run.json --plot run.png
+    python -m rfjax.bench compare before.json after.json
+
+Without --weights the numbers in the network are random, which takes no download and the same time. A field of the config is
+changed by `--config.rollout.span_blocks=9`. docs/latency.md says what each figure is.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rfjax import compilation, config, sampler
+from rfjax.bench import compare, first, flags, parts, report, stamp, stream
+from rfjax.errors import exit_cleanly
+from rfjax.umt5 import UMT5Config
+
+
+def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> dict[str, Any]:
+    """All figures of a run; docs/latency.md describes them. UserError for what cannot run here."""
+    decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
+    frames = first.apart(argv) if "first" in args.parts else {}  # before this process takes the device
+    compilation.keep_programs(args.compile_cache)
+    model = flags.load(args, settings)
+    told = {"schema": compare.SCHEMA, "version": compare.VERSION} | stamp.stamp(argv)
+    told |= {"run": conditions(args, settings), "config": settings.to_dict()}
+    reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
+    wanted = [name for name in parts.PARTS if name in args.parts]
+    told["parts"] = parts.measure(model, wanted, captions, args.method, reader)
+    if "stream" in args.parts:
+        told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks)
+    told["peak"] = stream.memory_peak()
+    if frames:
+        warm = first.warm(model, captions, args.method, decoded)
+        told["first_frame"] = frames | {"warm": warm}
+    rates(told, args.samples * sampler.block_lengths(model.vae.config, model.rollout)[1])
+    return told
+
+
+def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]:
+    """What was asked for, the flags' effect included."""
+    decoder = args.decoder or {"vae": "wan"}.get(settings.get("decoder", "vae"), "tiny")
+    return {
+        "weights": args.weights,
+        "size": f"{settings.video.width}x{settings.video.height}",
+        "samples": args.samples,
+        "blocks": args.blocks,
+        "method": args.method,
+        "decoder": decoder,
+        "dtype": settings.dit.get("dtype", "float32"),
+        "quantize": args.quantize,
+        "attention": settings.dit.get("attention", "auto"),
+        "compile_cache": args.compile_cache,
+    }
+
+
+def rates(told: dict[str, Any], frames: int) -> None:
+    """Adds what follows from the times: frames_per_s where a part makes a block, of `frames` frames of all clips; flops_per_s where
+    operations are counted; and mfu, their share of the device's published peak."""
+    peak, found = told["hardware"]["peak_flops"], told["parts"]
+    for name in {"step", "decode"} & set(found):
+        found[name]["frames_per_s"] = frames / found[name]["median_s"]
+    timed = [(figures, figures.get("flops"), figures["median_s"]) for figures in found.values()]
+    if "stream" in told and "step" in found:
+        work = found["step"]["flops"] + found.get("decode", {"flops": 0.0})["flops"]
+        timed.append((told["stream"], work, told["stream"]["block_latency"]["p50_s"]))
+    for figures, work, seconds in timed:
+        if work is not None:
+            figures["flops_per_s"] = work / seconds
+            figures |= {"mfu": work / seconds / peak} if peak else {}
+
+
+@contextlib.contextmanager
+def replacing(name: str) -> Iterator[Path]:
+    """A path to write to, which takes the name when all of it is there."""
+    partial = Path(f"{name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["compare"]:
+        return compare.show(argv[1:])
+    args, settings = flags.parse(argv, __doc__)
+    told = measure(args, settings, argv)
+    report.show(told)
+    if args.json:
+        with replacing(args.json) as path:
+            path.write_text(json.dumps(told, indent=1, default=str))
+    if args.plot:
+        from rfjax.bench import plot
+
+        with replacing(args.plot) as path:
+            plot.draw(told, path, Path(args.plot).suffix[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The time to the first frame, measured in processes of their own: with nothing compiled before, and with all of it kept.
+
+    python -m rfjax.bench.first STARTED FLAGS…
+
+is such a process; STARTED is when it was started, in seconds since 1970. It prints its figures as JSON.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+
+from rfjax import compilation, sampler
+from rfjax.bench import flags, stream
+from rfjax.errors import UserError, exit_cleanly
+
+
+def apart(argv: list[str]) -> dict[str, dict[str, float]]:
+    """{"cold", "cached"}: `figures` of a process that finds no compiled program, and of one that finds all of them kept.
+
+    Neither may run while this process holds the device. UserError where they fail, in their own words.
+    """
+    with tempfile.TemporaryDirectory() as kept:
+        return {name: _start([*argv, "--compile_cache", kept]) for name in ("cold", "cached")}
+
+
+def _start(argv: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "rfjax.bench.first", repr(time.time()), *argv]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
+        raise UserError(said[0].removeprefix("error: "))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def warm(model: sampler.Sampler, captions: list[str], method: str, decoded: bool) -> dict[str, float]:
+    """prompt_s: from a prompt to its first frame, in a process that has streamed before."""
+    started = time.perf_counter()
+    next(stream.arrivals(model, captions, method, decoded))
+    return {"prompt_s": time.perf_counter() - started}
+
+
+def figures(started: float, argv: list[str]) -> dict[str, float]:
+    """Seconds of a fresh process: imports_s, weights_s, prompt_s (from the prompt to its first frame) and total_s, their sum.
+
+    compile_s, in which programs were compiled or loaded where they were kept, is part of the others; "compiled" and "loaded" are
+    how many.
+    """
+    args, settings = flags.parse(argv, __doc__)
+    compile_seconds, programs, loaded_programs = (
+        compilation.stopwatch(),
+        compilation.counter(),
+        compilation.loads(),
+    )
+    compilation.keep_programs(args.compile_cache)
+    imported = time.time()
+    model = flags.load(args, settings)
+    jax.block_until_ready(model.params)
+    loaded = time.time()
+    prompt = warm(model, [settings.prompt] * args.samples, args.method, args.decoder != "none")
+    return {
+        "total_s": time.time() - started,
+        "imports_s": imported - started,
+        "weights_s": loaded - imported,
+        **prompt,
+        "compile_s": compile_seconds(),
+        "compiled": programs() - loaded_programs(),
+        "loaded": loaded_programs(),
+    }
+
+
+@exit_cleanly
+def main(argv: list[str]) -> None:
+    print(json.dumps(figures(float(argv[0]), argv[1:])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,153 @@
+"""Each program of a stream alone, as it runs in the steady state: nothing masked, the cache full, the state donated."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfjax import rollout, sampler, umt5
+from rfjax.bench import formula, timing
+from rfjax.preflight.flops import flops
+from rfjax.prompts import PromptEncoder
+from rfjax.text import Unread
+from rfjax.tiny_vae import TinyDecoder
+
+PARTS = ("text", "text_kv", "window", "clean", "step", "decode")
+
+
+def measure(
+    model: sampler.Sampler,
+    wanted: list[str],
+    captions: list[str],
+    method: str,
+    reader: umt5.UMT5Config | None,
+) -> dict[str, Any]:
+    """{part: `timing.summary`, and "flops" where these are counted} of the wanted PARTS."""
+    clips, found = len(captions), {}
+    bound = model.bind(captions)
+    network = bound.dit.config
+    tokens = int(np.prod(model.frame_shape[1:3])) // int(np.prod(network.patch_size))
+    counts = formula.block(network, model.rollout, method, tokens, clips)
+    makers = {
+        "text": functools.partial(text, model, captions, reader),
+        "text_kv": functools.partial(text_kv, model, captions),
+        "window": functools.partial(window, bound, clips, model.frame_shape, method),
+        "clean": functools.partial(clean, bound, clips, model.frame_shape, method),
+        "step": functools.partial(step, bound, clips, model.frame_shape, method),
+        "decode": functools.partial(decode, model, clips),
+    }
+    for name in wanted:
+        found[name] = timing.summary(timing.timed(makers[name]()))
+        if name in counts:
+            found[name]["flops"] = counts[name]
+    if "decode" in found:
+        found["decode"]["flops"] = decode_flops(model, clips)
+    return found
+
+
+def steady(
+    bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str
+) -> rollout.RolloutState:
+    """A state far from both ends of a clip, full of random numbers."""
+    state = rollout.METHODS[method].init(bound, clips, frame_shape)
+    key = jax.random.key(0)
+
+    def fill(leaf):
+        drawn = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size
+        return jax.random.normal(key, leaf.shape, leaf.dtype) if drawn else leaf
+
+    filled = jax.jit(functools.partial(jax.tree.map, fill), donate_argnums=0)(state)
+    return filled.replace(index=jnp.int32(4 * bound.config.span_blocks))
+
+
+def text(
+    model: sampler.Sampler, captions: list[str], reader: umt5.UMT5Config | None
+) -> Callable[[], np.ndarray | list[np.ndarray] | jax.Array]:
+    """The prompts' encoder; UMT5 runs on the host, where the sampler runs it, and prompts that are kept do not count."""
+    host = jax.local_devices(backend="cpu")[0]
+    if isinstance(model.encoder, PromptEncoder):
+        return functools.partial(model.encoder.reader(host), captions)
+    if not isinstance(model.encoder, Unread):
+        return functools.partial(model.encoder.encode, captions)
+    with jax.default_device(host):
+        params = sampler.stand_in(reader_shapes(reader))
+        ids = jnp.arange(model.encoder.text_len)[None] % reader.vocab_size
+        mask = jnp.ones(ids.shape, bool)
+    run = jax.jit(functools.partial(umt5.prompt_features, umt5.UMT5(reader)))
+
+    def read():
+        with jax.default_device(host):
+            return [run(params, ids, mask) for _ in captions]
+
+    return read
+
+
+def reader_shapes(reader: umt5.UMT5Config) -> dict[str, Any]:
+    """UMT5's parameters as shapes."""
+    shapes = jax.eval_shape(functools.partial(umt5.init, reader), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, reader.dtype), shapes)
+
+
+def text_kv(model: sampler.Sampler, captions: list[str]) -> Callable[[], Any]:
+    """The transformer's keys and values of encoded prompts: once a prompt."""
+    return lambda: model.bind(captions).text_kv
+
+
+def window(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
+    """The network on one rolling window, or on one step of a Self-Forcing block."""
+    state = steady(bound, clips, frame_shape, method)
+    if method == "rolling":
+        run = jax.jit(functools.partial(rollout.window_call, steady=True))
+        return lambda: run(bound, state.cache, state.window, state.index, np.int32(rollout.ENDLESS))
+    run = jax.jit(functools.partial(rollout.block_call, steady=True))
+    noise = jax.random.normal(jax.random.key(1), (clips, *frame_shape))
+    return lambda: run(bound, state.cache, noise, state.index, np.int32(0))
+
+
+def clean(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
+    """The clean call on a finished block, its keys and values written to the cache."""
+    state = steady(bound, clips, frame_shape, method)
+    run = jax.jit(functools.partial(rollout.clean_call, steady=True), donate_argnums=1)
+    finished = jax.random.normal(jax.random.key(1), (clips, *frame_shape))
+    return chained(lambda cache: (run(bound, cache, state.index, finished),) * 2, state.cache)
+
+
+def step(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
+    """A block's whole step, as the stream runs it: all windows, new noise, the clean call."""
+    keys = jax.random.split(jax.random.PRNGKey(0), clips)
+    endless = np.int32(rollout.ENDLESS)
+    state = steady(bound, clips, frame_shape, method)
+    return chained(lambda state: rollout.stream_step(bound, method, keys, endless, state), state)
+
+
+def decode(model: sampler.Sampler, clips: int) -> Callable[[], Any]:
+    """A later block's frames, left on the device."""
+    block, run = jnp.zeros((clips, *model.frame_shape)), _decoding(model)
+    _, past = run(block, None)
+    return chained(lambda past: run(block, past)[::-1], past)
+
+
+def decode_flops(model: sampler.Sampler, clips: int) -> float:
+    """Of a later block, counted in the traced program."""
+    block, run = jnp.zeros((clips, *model.frame_shape)), _decoding(model)
+    _, past = jax.eval_shape(run, block, None)
+    return float(flops(jax.make_jaxpr(run)(block, past)))
+
+
+def _decoding(model: sampler.Sampler):
+    params = model.params["tiny" if isinstance(model.decoder, TinyDecoder) else "vae"]
+    return functools.partial(sampler.decode_block, model.decoder, params)
+
+
+def chained(run: Callable, carry: Any) -> Callable[[], Any]:
+    """f() → out, where run(carry) → (the next carry, out); what is donated is replaced by what comes back."""
+
+    def call():
+        nonlocal carry
+        carry, out = run(carry)
+        return out
+
+    return call

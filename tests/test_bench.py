@@ -1,0 +1,248 @@
+"""The benchmark: what it counts and sums up against closed forms, and a run from flags to figures."""
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfjax import compilation, config, dit, rollout, sampler
+from rfjax.bench import __main__ as bench
+from rfjax.bench import compare, first, flags, formula, stream, timing
+from rfjax.preflight.flops import flops
+from rfjax.tree import flatten
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "configs/tiny.py")
+PERCENT = {"p50_s": 50.0, "p95_s": 95.0, "p99_s": 99.0, "max_s": 100.0}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a run of the tiny model tells."""
+    folder = tmp_path_factory.mktemp("bench")
+    parts = "text,text_kv,window,clean,step,decode,stream"
+    flags = ["--parts", parts, "--blocks", "300", "--json", str(folder / "a.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ENOUGH", 0.1)
+        bench.main(["--config", TINY, *flags])
+    assert [file.name for file in folder.iterdir()] == ["a.json"]
+    return json.loads((folder / "a.json").read_text())
+
+
+def fails(capsys, *arguments):
+    """The one line that a command says before it ends with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        bench.main(list(arguments))
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("method", sorted(rollout.METHODS))
+@pytest.mark.parametrize("name", ["shapes", "wan_1_3b"])
+def test_the_formula_agrees_with_the_traced_programs(method, name):
+    video, network, codec, roll = sampler.sections(config.load(ROOT / f"configs/{name}.py"))
+    latent = sampler.latent_size(video, codec, network)
+    tokens = latent[0] * latent[1] // 4
+    told = formula.block(network, roll, method, tokens, 2)
+    shape = (roll.block_frames, *latent)
+    kv = jax.ShapeDtypeStruct(
+        (network.num_layers, 2, network.text_len, network.num_heads, network.head_dim), network.dtype
+    )
+    model = rollout.Model(dit.DiT(network), sampler.abstract("dit", network), dit.KV(kv, kv), roll)
+    state = jax.eval_shape(lambda: rollout.METHODS[method].init(model, 2, shape))
+    block, index = jax.ShapeDtypeStruct((2, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    if method == "rolling":
+        window = functools.partial(rollout.window_call, steady=True)
+        traced = jax.make_jaxpr(window)(model, state.cache, state.window, index, index)
+    else:
+        window = functools.partial(rollout.block_call, steady=True)
+        traced = jax.make_jaxpr(window)(model, state.cache, block, index, index)
+    clean = jax.make_jaxpr(functools.partial(rollout.clean_call, steady=True))
+    np.testing.assert_allclose(told["window"], flops(traced), rtol=0.02)
+    np.testing.assert_allclose(told["clean"], flops(clean(model, state.cache, index, block)), rtol=0.02)
+    calls = 1 if method == "rolling" else len(roll.steps)
+    assert told["step"] == calls * told["window"] + told["clean"]
+    if (method, name) == ("rolling", "wan_1_3b"):
+        np.testing.assert_allclose(told["step"] / 2, 242e12, rtol=0.01)
+
+
+def test_percentiles_and_drift_of_known_durations():
+    assert timing.percentiles(np.arange(101.0)) == PERCENT
+    short = timing.drift(np.array([2.0] * 2 + [5.0] * 16 + [3.0] * 2))
+    assert short == {"over": "tenth", "first_s": 2.0, "last_s": 3.0, "change": 0.5}
+    long = timing.drift(np.array([1.0] * 60 + [7.0] * 10 + [0.5] * 120))
+    assert long == {"over": "minute", "first_s": 1.0, "last_s": 0.5, "change": -0.5}
+
+
+def test_calls_are_counted_without_the_warm_up(monkeypatch):
+    calls = []
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+    assert len(timing.timed(lambda: calls.append(0))) == timing.FEWEST
+    assert len(calls) == timing.WARM_UP + timing.FEWEST
+    monkeypatch.setattr(timing, "ENOUGH", 1e9)
+    assert len(timing.timed(lambda: None)) == timing.MOST
+
+
+def test_programs_and_bytes_are_counted():
+    double, count = jax.jit(lambda x: 2 * x), compilation.counter()
+    inputs = [jnp.zeros(n) for n in (3, 3, 5)]
+    before = count()
+    for x, programs in zip(inputs, (1, 1, 2), strict=True):
+        double(x)
+        assert count() - before == programs
+    before = stream.memory_now()["live"]
+    kept = jnp.zeros((1024, 256)).block_until_ready()
+    assert stream.memory_now()["live"] - before == kept.nbytes == 2**20
+
+
+def test_a_stream_keeps_its_memory_and_its_programs(told):
+    found = told["stream"]
+    assert found["compilations"]["measured"] == 0 < found["compilations"]["warm_up"]
+    assert len(found["memory"]) == stream.SAMPLES
+    assert len({sample["live"] for sample in found["memory"]}) == 1
+    assert found["memory"][-1]["block"] == 299
+
+
+def test_the_stream_s_figures_fit_each_other(told):
+    found = told["stream"]
+    taken = np.array(found["intervals_s"])
+    assert (found["blocks"], found["frames"], len(taken)) == (300, 3600, 300)
+    np.testing.assert_allclose(found["frames_per_s"], 3600 / taken.sum(), rtol=1e-3)
+    for name, share in PERCENT.items():
+        np.testing.assert_allclose(found["block_latency"][name], np.percentile(taken, share), rtol=1e-2)
+        np.testing.assert_allclose(12 * found["frame_latency"][name], found["block_latency"][name])
+    work = told["parts"]["step"]["flops"] + told["parts"]["decode"]["flops"]
+    np.testing.assert_allclose(found["flops_per_s"] * found["block_latency"]["p50_s"], work)
+
+
+def test_what_ran_is_stamped(told):
+    assert (told["schema"], told["version"]) == (compare.SCHEMA, compare.VERSION)
+    assert told["versions"]["jax"] == jax.__version__ and told["hardware"]["platform"] == "cpu"
+    assert told["config"] == json.loads(json.dumps(config.load(TINY).to_dict()))
+    assert told["command"][:3] == ["python", "-m", "rfjax.bench"] and "--blocks" in told["command"]
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        assert told["commit"].rstrip("+") == head.stdout.strip()
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_the_stream_is_the_sampler_s(decoded):
+    model = sampler.load(config.load(TINY), sampler.RANDOM)
+    captions = [config.load(TINY).prompt] * 2
+    latents = list(model.latents(captions, 0, 9))
+    expected = list(model.decode(latents)) if decoded else latents
+    coming = stream.arrivals(model, captions, "rolling", decoded)
+    for block in expected[:2]:  # the last windows of a clip that ends are not those of one that does not
+        np.testing.assert_array_equal(next(coming), block)
+
+
+def test_the_first_block_is_seen_before_the_second_is_made():
+    model, made = sampler.load(config.load(TINY), sampler.RANDOM), []
+
+    def blocks():
+        for block in model.latents([config.load(TINY).prompt], 0, 6):
+            made.append(block)
+            yield block
+
+    coming = model.decode(blocks())
+    assert next(coming).shape == (1, 9, 16, 16, 3) and len(made) == 1
+    assert next(coming).shape == (1, 12, 16, 16, 3) and len(made) == 2
+
+
+def test_random_weights_have_the_config_s_shapes_and_keep_the_variance():
+    _, network, codec, _ = sampler.sections(config.load(ROOT / "configs/shapes.py"))
+    for name, sizes in (("dit", network), ("vae", codec)):
+        shapes = sampler.abstract(name, sizes)
+        drawn = sampler.stand_in(shapes)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), shapes
+        )
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(drawn))
+    kernel = flatten(sampler.stand_in(sampler.abstract("dit", network)))["blocks/ffn_out/kernel"]
+    np.testing.assert_allclose(jnp.std(kernel) * network.ffn_dim**0.5, 1, rtol=0.01)
+
+
+def test_a_fresh_process_finds_what_another_compiled():
+    found = first.apart(["--config", TINY, "--decoder", "none"])
+    assert found["cold"]["compiled"] > 0 and found["cold"]["loaded"] == 0
+    assert found["cached"]["compiled"] == 0 and found["cached"]["loaded"] > 0
+    for times in found.values():
+        parts = sum(times[f"{part}_s"] for part in ("imports", "weights", "prompt"))
+        np.testing.assert_allclose(times["total_s"], parts, rtol=0.05)
+
+
+def test_a_fresh_process_s_mistake_is_told():
+    with pytest.raises(flags.UserError, match="is no size that this network makes"):
+        first.apart(["--config", TINY, "--size", "17x16"])
+
+
+def test_two_runs_side_by_side(told, tmp_path, capsys):
+    slow = json.loads(json.dumps(told))
+    slow["parts"]["step"]["median_s"] *= 3
+    slow["hardware"]["cores"] += 1
+    del slow["parts"]["text"]
+    for name, run in (("a", told), ("b", slow)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    bench.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert rows["parts.step.median_s"][-1] == "3.000" and rows["parts.clean.median_s"][-1] == "1.000"
+    assert "parts.text.median_s" not in rows and rows["warning:"]
+    bench.main(["compare", *[str(tmp_path / "a.json")] * 2])
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_files_that_are_not_of_this_benchmark_are_refused(told, tmp_path, capsys):
+    (tmp_path / "other.json").write_text('{"parts": {}}')
+    (tmp_path / "new.json").write_text(json.dumps(told | {"version": 99}))
+    (tmp_path / "none.json").write_text("no")
+    for name, said in (
+        ("other", "not of this"),
+        ("new", "version 99"),
+        ("none", "no JSON"),
+        ("no", "No such"),
+    ):
+        path = str(tmp_path / f"{name}.json")
+        assert said in fails(capsys, "compare", path, path)
+    assert "two files" in fails(capsys, "compare", "a.json")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--foo", "3"], "There is no flag --foo"),
+        (["--decoder", "other"], "--decoder"),
+        (["--decoder", "tiny"], "has no tiny decoder"),
+        (["--size", "17x16"], "is no size that this network makes"),
+        (["--size", "big"], "--size must be like 832x480"),
+        (["--blocks", "0"], "--blocks must be at least 1"),
+        (["--frames", "9", "--blocks", "1"], "not allowed with"),
+        (["--parts", "windows"], "--parts has no windows"),
+        (["--json", "no/where.json"], "no/where.json cannot be written"),
+        (["--json", "."], ". cannot be written"),
+        (["--plot", "a.txt"], "--plot needs a name"),
+        (["--plot", "a.png", "--parts", "step"], "--plot draws the stream"),
+        (["--config.dit.widht", "8"], "--config.dit.widht"),
+        (["--weights", "nowhere", "--parts", "step"], "There is no folder nowhere"),
+        (["--attention", "cudnn", "--parts", "step"], "There is no cudnn attention on CPU"),
+        (["--quantize", "int3"], "--quantize"),
+        (["--samples", "20000", "--size", "512x512", "--parts", "step"], "but the device has"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in fails(capsys, "--config", TINY, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_needs_matplotlib(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.delitem(__import__("sys").modules, "rfjax.bench.plot", raising=False)
+    assert "pip install -e '.[plot]'" in fails(capsys, "--config", TINY, "--plot", "a.png")
