@@ -94,13 +94,10 @@ class Sampler:
             frames, state = decode_block(self.decoder, params, block, state)
             yield np.asarray(frames)
         for block in blocks:
-            first = state is None
             frames, state = decode_block(self.decoder, params, block, state)
             if ready is not None:
                 yield np.asarray(ready)
-            ready = None if first else frames
-            if first:  # waited for, while the later blocks' program has yet to be loaded
-                yield np.asarray(frames)
+            ready = frames
         if ready is not None:
             yield np.asarray(ready)
 
