@@ -124,6 +124,7 @@ def _some_queries(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     if queries <= chunk:
         return _scores(q, k, v, mask)
     count = -(-queries // chunk)
+    chunk = -(-queries // count)  # evenly, so that next to nothing is padded
     spare = count * chunk - queries
     q = jnp.pad(q, ((0, 0), (0, 0), (0, spare), (0, 0)))
     q = einops.rearrange(q, "b a (c n) k -> c b a n k", c=count)
