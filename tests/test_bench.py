@@ -137,10 +137,10 @@ def test_what_ran_is_stamped(told):
 def test_the_stream_is_the_sampler_s(decoded):
     model = sampler.load(config.load(TINY), sampler.RANDOM)
     captions = [config.load(TINY).prompt] * 2
-    latents = list(model.latents(captions, 0, 9))
+    latents = list(model.latents(captions, 0, 18))
     expected = list(model.decode(latents)) if decoded else latents
     coming = stream.arrivals(model, captions, "rolling", decoded)
-    for block in expected[:2]:  # the last windows of a clip that ends are not those of one that does not
+    for block in expected[:2]:  # the windows of its last blocks are not those of a clip that does not end
         np.testing.assert_array_equal(next(coming), block)
 
 
