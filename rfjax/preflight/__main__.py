@@ -86,12 +86,14 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     args, settings = parse(argv)
-    if args.topology is None:
-        sum_up(args, settings)
-    else:
-        jax.config.update("jax_platforms", "cpu")  # what is here is not asked
-        if not compile_for(args, settings):
-            sys.exit(1)
+    config.check(settings)
+    with config.read_by("preflight", settings):
+        if args.topology is None:
+            sum_up(args, settings)
+        else:
+            jax.config.update("jax_platforms", "cpu")  # what is here is not asked
+            if not compile_for(args, settings):
+                sys.exit(1)
 
 
 if __name__ == "__main__":
