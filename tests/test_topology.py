@@ -67,7 +67,9 @@ def wide():
 
 def test_operations_of_a_rolling_window_are_those_that_xla_counts(wide, monkeypatch):
     """The window and the clean call after it, of the steady kind, in plain attention on CPU."""
-    monkeypatch.setattr(attention, "CACHED_SCORES", attention.MOST_SCORES)  # XLA counts a loop over heads once
+    monkeypatch.setattr(
+        attention, "CACHED_SCORES", attention.MOST_SCORES
+    )  # XLA counts a loop over heads once
     frame = (3, 16, 16, 16)
     state = jax.eval_shape(lambda: rollout.rolling_init(wide, 4, frame))
 
