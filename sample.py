@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"')
     compiling = compile_seconds()
     print(
-        f"First frame after {first:.1f} s; {compiling:.1f} s went into compiling or loading programs; then {rate:.1f} frames/s."
+        f"First frame after {first:.1f} s, then {rate:.1f} frames/s; compiling or loading programs took {compiling:.1f} s in all."
     )
 
 

@@ -97,10 +97,14 @@ def loop(config, run: Run, workdir: Path) -> None:
         stop, report = distributed.stop_signal(), make_report(config, run, fixed, workdir, kept)
         log, recent, stopped = metrics.Log(workdir, start + 1), [], False
         if start >= config.steps:  # done before, perhaps stopped before the parameters were written
+            distributed.tell(
+                f"{config.stage}: step {start} of {config.steps} is done; {workdir}/ gets its results again"
+            )
             report(log, state, start)
-        distributed.tell(
-            f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/; the first step compiles"
-        )
+        else:
+            distributed.tell(
+                f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/; the first step compiles"
+            )
         for step in (bar := metrics.progress(start, config.steps)):
             state, values = run.update(state, fixed, sharding.put_batch(next(batches), mesh), step)
             jax.block_until_ready(recent[-1:])  # one step ahead of the device, so that a signal is soon seen

@@ -209,7 +209,7 @@ def load(
     sizes = {name: size for name, size in sizes.items() if size is not None}
     readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
     files = [*(f"{name}.safetensors" for name in sizes), *readers]
-    folder = None if place == RANDOM else _folder(place, settings.weights, files)
+    folder = None if (place or settings.weights) == RANDOM else _folder(place, settings.weights, files)
     sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:

@@ -246,3 +246,18 @@ def test_a_picture_needs_matplotlib(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     monkeypatch.delitem(__import__("sys").modules, "rfjax.bench.plot", raising=False)
     assert "pip install -e '.[plot]'" in fails(capsys, "--config", TINY, "--plot", "a.png")
+
+
+def test_a_stream_without_its_decoder_s_operations_is_given_no_rate():
+    part = {"median_s": 0.5, "flops": 4.0}
+    stream = {"block_latency": {"p50_s": 2.0}}
+
+    def achieved(decoder, *names):
+        told = {"hardware": {"peak_flops": 10.0}, "run": {"decoder": decoder}, "stream": dict(stream)}
+        told["parts"] = {name: dict(part) for name in names}
+        bench.rates(told, 12)
+        return told["stream"].get("flops_per_s"), told["stream"].get("mfu")
+
+    assert achieved("wan", "step", "decode") == (4.0, 0.4)
+    assert achieved("none", "step") == (2.0, 0.2)
+    assert achieved("wan", "step") == (None, None)

@@ -272,3 +272,10 @@ def test_a_program_for_tpus_takes_the_kernel_on_each_chips_share():
         text = traced.lower().compile().as_text()
     assert "splash_mha_fwd" in text and "splash_mha_dkv" in text and "splash_mha_dq" in text
     assert not re.search(r"\[[\d,]*300,300\]|\[[\d,]*384,384\]", text)  # no matrix of scores
+
+
+def test_figures_that_cannot_be_written_are_told_before_anything_is_compiled(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--topology", "cpu:1", "--json", str(tmp_path / "none" / "told.json")])
+    assert stopped.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -49,6 +49,7 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
     """What was asked for, the flags' effect included."""
     decoder = args.decoder or {"vae": "wan"}.get(settings.get("decoder", "vae"), "tiny")
     return {
+        "parts": list(args.parts),
         "weights": args.weights,
         "size": f"{settings.video.width}x{settings.video.height}",
         "samples": args.samples,
@@ -69,8 +70,9 @@ def rates(told: dict[str, Any], frames: int) -> None:
     for name in {"step", "decode"} & set(found):
         found[name]["frames_per_s"] = frames / found[name]["median_s"]
     timed = [(figures, figures.get("flops"), figures["median_s"]) for figures in found.values()]
-    if "stream" in told and "step" in found:
-        work = found["step"]["flops"] + found.get("decode", {"flops": 0.0})["flops"]
+    needed = {"step"} | ({"decode"} if told["run"]["decoder"] != "none" else set())
+    if "stream" in told and needed <= set(found):
+        work = sum(found[name]["flops"] for name in needed)
         timed.append((told["stream"], work, told["stream"]["block_latency"]["p50_s"]))
     for figures, work, seconds in timed:
         if work is not None:

@@ -1,7 +1,6 @@
 """The command line, and the checks that come before any work."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rfjax import attention, config, preflight, quantize, sampler
 from rfjax.bench import parts
-from rfjax.errors import UserError
+from rfjax.errors import UserError, check_writable
 from rfjax.preflight.estimate import gib
 from rfjax.rollout import METHODS
 from rfjax.umt5 import UMT5Config
@@ -89,11 +88,7 @@ def check(args: argparse.Namespace, settings: ConfigDict) -> None:
             raise UserError("--plot draws the stream; put stream among --parts.")
         from rfjax.bench import plot  # noqa: F401  says now if there is no matplotlib
     for name in filter(None, (args.json, args.plot)):
-        folder = Path(name).absolute().parent
-        if Path(name).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(
-                f"{name} cannot be written; give a file in a folder that exists and can be written to."
-            )
+        check_writable(name)
 
 
 def override(args: argparse.Namespace, settings: ConfigDict) -> None:

@@ -19,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rfjax import config, rollout, sharding
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import UserError, check_writable, exit_cleanly
 from rfjax.preflight import compiled, estimate, programs, report, topology
 from rfjax.preflight.chips import CHIPS
 from rfjax.preflight.estimate import GIB, gib
@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
         raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
     if not args.topology and (args.json or args.programs):
         raise UserError("--json and --programs are about the programs of --topology; give that too.")
+    if args.json:
+        check_writable(args.json)
     return args, config.changed(config.load(args.config), rest)
 
 
