@@ -5,7 +5,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,15 +21,6 @@ def sentence(error: BaseException) -> str | None:
     if error.errno == errno.ENOSPC:
         return f"The disk is full{where}; free some space and run the command again."
     return f"{error.strerror or error}{where}; check the path and its permissions."
-
-
-def check_writable(name: str) -> None:
-    """UserError where a file of this name cannot be written; asked before work whose result goes there."""
-    folder = Path(name).absolute().parent
-    if Path(name).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{name} cannot be written; give a file in a folder that exists and can be written to."
-        )
 
 
 def exit_cleanly(main: Callable[..., None]) -> Callable[..., None]:

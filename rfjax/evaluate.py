@@ -10,7 +10,6 @@ rendered clips, crisp and then blurred and noisy: what the detector gets wrong b
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from rfjax import compilation, config, quantize, sampler, shapes
 from rfjax.errors import UserError, exit_cleanly
+from rfjax.files import check_writable, replacing
 from rfjax.rollout import METHODS
 from rfjax.score import report, score
 
@@ -140,18 +140,16 @@ def main(argv=None):
     unknown = set(args.methods.split(",")) - set(METHODS)
     if unknown:
         raise UserError(f"There is no method {min(unknown)!r}; --methods takes {', '.join(METHODS)}.")
-    if args.out and not Path(args.out).parent.is_dir():
-        raise UserError(f"There is no folder {Path(args.out).parent}; make it, or give another --out.")
+    if args.out:
+        check_writable(args.out)
     compilation.keep_programs()
     tables = ""
     for table in (generated_tables if args.ground_truth is None else ground_truth_tables)(args):
         print(table)
         tables += table + "\n"
     if args.out:
-        out = Path(args.out)
-        unfinished = out.with_name(out.name + ".tmp")
-        unfinished.write_text(tables)
-        os.replace(unfinished, out)
+        with replacing(args.out) as path:
+            path.write_text(tables)
 
 
 if __name__ == "__main__":

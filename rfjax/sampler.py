@@ -82,13 +82,18 @@ class Sampler:
         """(f, h, w, C) of a block."""
         return self.rollout.block_frames, *latent_size(self.video, self.vae.config, self.dit.config)
 
+    @property
+    def decoder_params(self) -> dict[str, Any]:
+        """The parameters of what decodes."""
+        return self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"]
+
     def decode(self, blocks: Iterable[Array]) -> Iterator[np.ndarray]:
         """Latent blocks [B, n, h, w, C], from a clip's start → uint8 frames [B, m, H, W, 3] on the host.
 
         The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The first is handed out at once; from then on the next
         block is under way on the device while the caller has the present one.
         """
-        params, blocks = self.params["tiny" if isinstance(self.decoder, TinyDecoder) else "vae"], iter(blocks)
+        params, blocks = self.decoder_params, iter(blocks)
         state, ready = None, None
         for block in itertools.islice(blocks, 1):  # seen before the program for later blocks is compiled
             frames, state = decode_block(self.decoder, params, block, state)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "axes errors flash tree",
-    "attention collectives compilation config conv distributed flow names quantize rope shapes tensorfile",
+    "attention collectives compilation config conv distributed files flow names quantize rope shapes tensorfile",
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "prompts rollout",

@@ -8,11 +8,8 @@ changed by `--config.rollout.span_blocks=9`. docs/latency.md says what each figu
 """
 
 import argparse
-import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from ml_collections import ConfigDict
 from rfjax import compilation, config, sampler
 from rfjax.bench import compare, first, flags, parts, report, stamp, stream
 from rfjax.errors import exit_cleanly
+from rfjax.files import replacing
 from rfjax.umt5 import UMT5Config
 
 
@@ -78,17 +76,6 @@ def rates(told: dict[str, Any], frames: int) -> None:
         if work is not None:
             figures["flops_per_s"] = work / seconds
             figures |= {"mfu": work / seconds / peak} if peak else {}
-
-
-@contextlib.contextmanager
-def replacing(name: str) -> Iterator[Path]:
-    """A path to write to, which takes the name when all of it is there."""
-    partial = Path(f"{name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, name)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @exit_cleanly

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from rfjax import attention, config, preflight, quantize, sampler
 from rfjax.bench import parts
-from rfjax.errors import UserError, check_writable
+from rfjax.errors import UserError
+from rfjax.files import check_writable
 from rfjax.preflight.estimate import gib
 from rfjax.rollout import METHODS
 from rfjax.umt5 import UMT5Config
@@ -65,6 +66,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
     add("--skip_preflight", action="store_true", help="go ahead even if memory will probably not do")
     args, rest = parser.parse_known_args(argv)
     settings = config.changed(config.load(args.config), rest)
+    settings = quantize.configured(settings, args.quantize) if args.quantize else settings
     check(args, settings)
     override(args, settings)
     return args, settings
@@ -102,8 +104,6 @@ def override(args: argparse.Namespace, settings: ConfigDict) -> None:
             settings[name].dtype = args.dtype
     if args.attention is not None:
         settings.dit.attention = args.attention
-    if args.quantize is not None:
-        settings.dit.linear_dtype, settings.rollout.int8_cache = quantize.MODES[args.quantize]
     video, network, codec, roll = sampler.sections(settings)
     sampler.latent_size(video, codec, network)
     if args.decoder == "none":

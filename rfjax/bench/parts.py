@@ -13,7 +13,6 @@ from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
 from rfjax.text import Unread
-from rfjax.tiny_vae import TinyDecoder
 
 PARTS = ("text", "text_kv", "window", "clean", "step", "decode")
 
@@ -138,8 +137,7 @@ def decode_flops(model: sampler.Sampler, clips: int) -> float:
 
 
 def _decoding(model: sampler.Sampler):
-    params = model.params["tiny" if isinstance(model.decoder, TinyDecoder) else "vae"]
-    return functools.partial(sampler.decode_block, model.decoder, params)
+    return functools.partial(sampler.decode_block, model.decoder, model.decoder_params)
 
 
 def chained(run: Callable, carry: Any) -> Callable[[], Any]:

@@ -11,7 +11,6 @@ stream, "window", and its "decoder". `--programs decoder` compiles that one alon
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import jax
 from ml_collections import ConfigDict
 
 from rfjax import config, rollout, sharding
-from rfjax.errors import UserError, check_writable, exit_cleanly
+from rfjax.errors import UserError, exit_cleanly
+from rfjax.files import check_writable, replacing
 from rfjax.preflight import compiled, estimate, programs, report, topology
 from rfjax.preflight.chips import CHIPS
 from rfjax.preflight.estimate import GIB, gib
@@ -79,9 +79,8 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
     fits = report.show(figures, memory, chip, settings)
     if args.json:
         told = {"topology": args.topology, "mesh": dict(mesh.shape), "memory": memory, "fits": fits}
-        partial = Path(args.json + ".partial")
-        partial.write_text(json.dumps(told | {"programs": figures}, indent=1))
-        os.replace(partial, args.json)
+        with replacing(args.json) as path:
+            path.write_text(json.dumps(told | {"programs": figures}, indent=1))
     return fits
 
 
