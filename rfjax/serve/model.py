@@ -1,0 +1,35 @@
+"""What the server shows: the batch of a config, and what viewers are told of it."""
+
+import argparse
+
+from rfjax import compilation, config, preflight, sampler, shapes, text
+from rfjax.live import Live
+from rfjax.serve import protocol
+
+
+def load(args: argparse.Namespace) -> tuple[Live, protocol.Hello]:
+    """The batch with its weights, nothing compiled yet; UserError for what cannot run here."""
+    compilation.keep_programs(args.compile_cache)
+    settings = config.load(args.config)
+    if not args.skip_preflight:
+        preflight.check(settings, args.limit, preflight.capacity(), "rolling")
+    model = sampler.load(settings, args.weights)
+    small = isinstance(model.encoder, text.WordEncoder)
+    examples = shapes.PROMPTS if small else (settings.prompt,)
+    return Live(model, args.limit), hello(model.video, args.limit, args.idle, examples, small)
+
+
+def hello(
+    video: sampler.VideoConfig, places: int, idle: float, examples: tuple[str, ...], small: bool
+) -> protocol.Hello:
+    """What a viewer is told first; `small`: whether prompts have the small world's words alone."""
+    words = {
+        "size": shapes.SIZES,
+        "colour": shapes.COLOURS,
+        "shape": shapes.SHAPES,
+        "motion": shapes.MOTIONS,
+    }
+    known = {word for group in words.values() for word in group}
+    words["other"] = tuple(word for word in text.VOCABULARY if word not in known)
+    look = (video.width, video.height, video.fps)
+    return protocol.Hello(*look, places, examples, words if small else {}, idle_seconds=idle)
