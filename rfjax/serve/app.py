@@ -22,8 +22,10 @@ PAGE = {  # all that is served from files, read once
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/link.js": ("link.js", "text/javascript"),
     "/player.js": ("player.js", "text/javascript"),
     "/sentence.js": ("sentence.js", "text/javascript"),
+    "/strip.js": ("strip.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 POLICY = (
