@@ -4,10 +4,9 @@ import contextlib
 import http.client
 import io
 import json
-import os
+import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ pytest.importorskip("uvicorn", reason="the server's extra is not installed: pip 
 websockets = pytest.importorskip("websockets.sync.client", reason="needs websockets")
 
 import fake_live  # noqa: E402
+import served  # noqa: E402
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 from rfjax.serve import app, run, viewer  # noqa: E402
@@ -555,11 +555,14 @@ def test_the_page_is_served_and_nothing_else(shared):
     assert names == {name for name, _ in app.PAGE.values()}
 
 
-def test_the_page_asks_nothing_of_others():
+def test_the_page_asks_nothing_of_others_and_keeps_to_its_policy():
+    """No address but this server's own, and nothing inline, which the policy would stop."""
     for file in (ROOT / "rfjax/serve/static").iterdir():
-        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
-        assert "://" not in text.replace('"ws://"', "").replace('"wss://"', ""), file.name
-        assert " style=" not in text and "onclick" not in text and "innerHTML" not in text, file.name
+        found = re.findall(r"\w+://[^\"]*", file.read_text())
+        assert set(found) <= {"http://www.w3.org/2000/svg", "ws://", "wss://"}, file.name
+        assert "innerHTML" not in file.read_text(), file.name
+    page = (ROOT / "rfjax/serve/static/index.html").read_text()
+    assert not re.search(r"\s(style|on\w+)=|<style|<script(?! type=\"module\" src=\"/)", page)
 
 
 def test_health_tells_of_an_engine_that_has_failed(connect, capsys):
@@ -586,11 +589,12 @@ def test_what_fails_while_compiling_is_raised():
         run.Listener(Cold(1), fake_live.hello(1), run.listen("127.0.0.1", 0)).run()
 
 
-def test_sigterm_closes_streams_with_a_reason_and_who_comes_back_is_served():
+def test_sigterm_closes_streams_with_a_reason_and_who_comes_back_is_served(capfd):
     """A process of its own: exit code 0 in mid-stream; started again on the same port, the same viewer goes on."""
     port = run.listen("127.0.0.1", 0).getsockname()[1]
     for number in (signal.SIGTERM, signal.SIGINT):
-        with process("--port", str(port), "--limit", "1") as server:
+        with served.server("--port", str(port), "--limit", "1", fake=True) as (address, server):
+            assert address == f"http://127.0.0.1:{port}"
             client = Client(port)
             client.reply("hello")
             client.start()
@@ -598,21 +602,7 @@ def test_sigterm_closes_streams_with_a_reason_and_who_comes_back_is_served():
             server.send_signal(number)
             assert client.closed() == (1001, "The server is shutting down.")
             assert server.wait(DEADLINE) == 0
-            assert server.stderr.read() == ""
-
-
-@contextlib.contextmanager
-def process(*flags):
-    """The server with the fake batch as a command, listening."""
-    words = [sys.executable, str(ROOT / "tests/fake_live.py"), *flags]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, **pipes) as server:
-        try:
-            assert "Listening on http://127.0.0.1:" in server.stdout.readline()
-            yield server
-        finally:
-            server.kill()
+        assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="weights as sample.py takes them (default: config.weights), or random numbers",
     )
     add("--limit", type=int, default=4, metavar="N", help="streams at a time (default %(default)s)")
+    add(
+        "--policy",
+        metavar="WORDS",
+        help="what a new prompt does to what is under way: keep, renoise:M, recache, crossfade:K, or several joined by +",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
     add(

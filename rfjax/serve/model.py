@@ -3,7 +3,7 @@
 import argparse
 
 from rfjax import compilation, config, preflight, sampler, shapes, text
-from rfjax.live import Live
+from rfjax.live import DEFAULT, Live
 from rfjax.serve import protocol
 
 
@@ -16,7 +16,9 @@ def load(args: argparse.Namespace) -> tuple[Live, protocol.Hello]:
     model = sampler.load(settings, args.weights)
     small = isinstance(model.encoder, text.WordEncoder)
     examples = shapes.PROMPTS if small else (settings.prompt,)
-    return Live(model, args.limit), hello(model.video, args.limit, args.idle, examples, small)
+    return Live(model, args.limit, args.policy or DEFAULT), hello(
+        model.video, args.limit, args.idle, examples, small
+    )
 
 
 def hello(
