@@ -101,6 +101,7 @@ function greeted(hello) {
   prompt.maxLength = hello.prompt_limit;
   if (first) {
     prompt.value = hello.examples[0];
+    $("examples").open = matchMedia("(min-width: 52rem) and (min-height: 64rem)").matches; // where there is room
     furnish(hello);
   }
   prompt.disabled = false;
@@ -154,7 +155,8 @@ function lost(reason) {
   state.resume ||= ["starting", "playing", "paused"].includes(state.phase);
   player.clear();
   if (recorder.running) record();
-  phase("lost", reason || "The connection was lost.");
+  const said = state.phase === "lost" && $("curtain-why").textContent; // why it was lost, not why it cannot be had again yet
+  phase("lost", said || reason || "The connection was lost.");
 }
 
 function refused(code, reason) {
