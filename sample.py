@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import attention, compilation, config, footage, preflight, quantize, sampler, video
+from rfjax import attention, compilation, config, footage, placement, preflight, quantize, sampler, video
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -73,6 +73,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
     )
     add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+    add(
+        "--devices",
+        metavar="WHICH",
+        help="like 4 or data=2,context=2,decoder=1 (docs/devices.md); default: one",
+    )
     add("--skip_preflight", action="store_true", help="go ahead even if memory will probably not do")
     add(
         "--compile_cache",
@@ -214,6 +219,8 @@ def stream(
     """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
     look, network, _, roll = sampler.sections(settings)
     sampler.check(network, roll)
+    devices = placement.parse(args.devices) if args.devices else placement.Devices()
+    sampler.check_devices(settings, devices, len(prompts))
     total = max(1, round(args.seconds * look.fps))
     clips = []
     try:
@@ -222,8 +229,11 @@ def stream(
             collected = stack.enter_context(latents_file(args.save_latents))
             given = read_given(args, settings, total)
             if not args.skip_preflight:
-                preflight.check(settings, len(prompts), preflight.capacity(), args.method)
+                share = len(prompts) // devices.data  # of the clips, on each device
+                preflight.check(settings, share, preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
+            if args.devices:
+                model = model.over(devices)
             begin = model.encode(given)
             latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, begin)
             if not (args.prompt or args.prompts_file):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.sharding import Mesh
 
 from rfjax import axes, flow
 from rfjax import cache as kv_cache
@@ -329,14 +330,27 @@ def stream_step(
     model: Model, method: str, keys: Array, num_blocks: Array, state: RolloutState
 ) -> tuple[RolloutState, Array]:
     """One compiled step of a stream with noise by position; `state` is donated."""
-    return METHODS[method].step(model, position_noise(keys, state.window.shape[2:]), num_blocks, state)
+    noise = position_noise(keys, state.window.shape[2:])
+    state, block = METHODS[method].step(model, noise, num_blocks, state)
+    return _kept(state), axes.constrain(block, "batch")
+
+
+def _kept(state: RolloutState) -> RolloutState:
+    """On a mesh, the state where its first one was, so that the next step is the same program; the cache sees to itself."""
+    return state.replace(window=axes.constrain(state.window, "batch"))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape"))
+def begin(model: Model, method: str, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
+    """A stream's state before anything; frame_shape = (f, H, W, C)."""
+    return _kept(METHODS[method].init(model, batch, frame_shape))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
     """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
     cache = clean_call(model, state.cache, state.index, x0, steady=False)
-    return state.replace(cache=cache, index=state.index + 1, given=state.given + 1)
+    return _kept(state.replace(cache=cache, index=state.index + 1, given=state.given + 1))
 
 
 def stream(
@@ -346,21 +360,25 @@ def stream(
     method: str = "rolling",
     num_blocks: int = ENDLESS,
     given: Iterable[Array] = (),
+    mesh: Mesh | None = None,
 ) -> Iterator[Array]:
     """Finished blocks [B, f, H, W, C], one by one; endless unless `num_blocks` says where the clip stops.
 
     Every block comes from the same compiled step and the same constant-size state, so memory does not grow. `keys` [B] are
     the samples' random keys. `given` are clean blocks that the clip begins with; they come out first, as they are. Blocks are
-    dispatched asynchronously: nothing waits for the device until the caller looks.
+    dispatched asynchronously: nothing waits for the device until the caller looks. On a `mesh` (`rfjax/axes.py`) clips are
+    split over data, and tokens and heads of each over context; weights and prompts are there already.
     """
-    how = METHODS[method]
-    state = how.init(model, keys.shape[0], frame_shape)
+    with axes.on(mesh):
+        state = begin(model, method, keys.shape[0], frame_shape)
     count = 0
     for block in itertools.islice(given, num_blocks):
-        state, count = remember(model, state, block), count + 1
+        with axes.on(mesh):
+            state, count = remember(model, state, block), count + 1
         yield block
-    lead = how.lead(model.config)
+    lead = METHODS[method].lead(model.config)
     for index in range(num_blocks + lead - count if count < num_blocks else 0):
-        state, block = stream_step(model, method, keys, np.int32(num_blocks), state)
+        with axes.on(mesh):
+            state, block = stream_step(model, method, keys, np.int32(num_blocks), state)
         if index >= lead:
             yield block

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -15,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from rfjax import attention, checkpoint, config, dit, prompts, rollout, text, weights
+from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, rollout, text, weights
 from rfjax import quantize as quantization
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
@@ -51,11 +52,22 @@ class Sampler:
     decoder: VAE | TinyDecoder
     rollout: rollout.RolloutConfig
     params: dict[str, Any]  # {"dit": …, "vae" and "tiny" where they are needed: …}
+    where: placement.Placement = placement.HERE  # the devices of its parameters
+
+    def over(self, devices: placement.Devices) -> "Sampler":
+        """The same sampler on these devices, which `check_devices` has seen."""
+        where = placement.place(devices)
+        params = {
+            name: placement.whole(tree, where.network if name == "dit" else where.decoder)
+            for name, tree in self.params.items()
+        }
+        return dataclasses.replace(self, params=params, where=where)
 
     def bind(self, captions: list[str]) -> rollout.Model:
         """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
         context = jnp.asarray(self.encoder.encode(captions))
-        text_kv = _text_kv(self.dit, self.params["dit"], context)
+        with axes.on(self.where.network):
+            text_kv = _text_kv(self.dit, self.params["dit"], context)
         return rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
 
     def latents(
@@ -74,8 +86,9 @@ class Sampler:
         model = self.bind(captions)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(captions)))
         block = self.rollout.block_frames
-        given = (jnp.broadcast_to(x, (len(captions), *x.shape[1:])) for x in given)
-        return rollout.stream(model, keys, self.frame_shape, method, -(-num_frames // block), given)
+        mesh, clips = self.where.network, len(captions)
+        given = (placement.split(jnp.broadcast_to(x, (clips, *x.shape[1:])), mesh) for x in given)
+        return rollout.stream(model, keys, self.frame_shape, method, -(-num_frames // block), given, mesh)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -93,18 +106,24 @@ class Sampler:
         The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The first is handed out at once; from then on the next
         block is under way on the device while the caller has the present one.
         """
-        params, blocks = self.decoder_params, iter(blocks)
-        state, ready = None, None
-        for block in itertools.islice(blocks, 1):  # seen before the program for later blocks is compiled
-            frames, state = decode_block(self.decoder, params, block, state)
+        coming, ready = self.frames(blocks), None
+        for frames in itertools.islice(coming, 1):  # seen before the program for later blocks is compiled
             yield np.asarray(frames)
-        for block in blocks:
-            frames, state = decode_block(self.decoder, params, block, state)
+        for frames in coming:
             if ready is not None:
                 yield np.asarray(ready)
             ready = frames
         if ready is not None:
             yield np.asarray(ready)
+
+    def frames(self, blocks: Iterable[Array]) -> Iterator[Array]:
+        """As `decode`, but left on the device: nothing waits for it."""
+        mesh, state = self.where.decoder, None
+        for block in blocks:
+            block = placement.split(block, mesh)
+            with axes.on(mesh):
+                frames, state = decode_block(self.decoder, self.decoder_params, block, state)
+            yield frames
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Array]:
         """Frames uint8 [B, H, W, 3], from a clip's start → latent blocks [B, f, h, w, C]; an unfinished block is left out."""
@@ -113,7 +132,8 @@ class Sampler:
             chunk = list(itertools.islice(frames, length))
             if len(chunk) < length:
                 return
-            latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
+            with axes.on(self.where.decoder):
+                latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
             yield latents
 
     def latent_frames(self, frames: int) -> int:
@@ -130,6 +150,7 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 def decode_block(decoder, params, latents, state):
     """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated."""
     video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
+    state = jax.tree.map(lambda past: axes.constrain(past, "batch"), state)  # on a mesh it stays in its place
     return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
 
 
@@ -184,6 +205,13 @@ def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
     """UserError where this machine lacks the attention kernel or the 8-bit products that a config asks for."""
     attention.check(network.attention, network.dtype, network.head_dim)
     quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
+
+
+def check_devices(settings: ml_collections.ConfigDict, devices: placement.Devices, clips: int) -> None:
+    """UserError where these devices are not there, or do not divide so many clips, the network's heads, or a frame's tokens."""
+    video, network, codec, _ = sections(settings)
+    height, width, _ = latent_size(video, codec, network)
+    placement.check(devices, clips, network, height * width // math.prod(network.patch_size))
 
 
 def load(

@@ -253,7 +253,9 @@ def test_a_stream_without_its_decoder_s_operations_is_given_no_rate():
     stream = {"block_latency": {"p50_s": 2.0}}
 
     def achieved(decoder, *names):
-        told = {"hardware": {"peak_flops": 10.0}, "run": {"decoder": decoder}, "stream": dict(stream)}
+        devices = {"data": 1, "context": 2, "decoder": 0}
+        told = {"hardware": {"peak_flops": 5.0}, "run": {"decoder": decoder, "devices": devices}}
+        told["stream"] = dict(stream)
         told["parts"] = {name: dict(part) for name in names}
         bench.rates(told, 12)
         return told["stream"].get("flops_per_s"), told["stream"].get("mfu")
