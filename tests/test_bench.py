@@ -12,7 +12,7 @@ import pytest
 
 from rfjax import compilation, config, dit, rollout, sampler
 from rfjax.bench import __main__ as bench
-from rfjax.bench import compare, first, flags, formula, stream, timing
+from rfjax.bench import compare, first, flags, formula, roofline, stream, timing
 from rfjax.preflight.flops import flops
 from rfjax.tree import flatten
 
@@ -72,6 +72,29 @@ def test_the_formula_agrees_with_the_traced_programs(method, name):
     assert told["step"] == calls * told["window"] + told["clean"]
     if (method, name) == ("rolling", "wan_1_3b"):
         np.testing.assert_allclose(told["step"] / 2, 242e12, rtol=0.01)
+
+
+@pytest.mark.parametrize("method", sorted(rollout.METHODS))
+def test_the_roofline_counts_the_formula_s_operations_and_the_network_s_parameters(method):
+    network, roll = sampler.sections(config.load(ROOT / "configs/wan_1_3b.py"))[1:4:2]
+    parts = roofline.block(network, roll, method, 1560, 2)
+    counted = sum(work for work, _ in parts.values())
+    np.testing.assert_allclose(counted, formula.block(network, roll, method, 1560, 2)["step"])
+    leaves = flatten(sampler.abstract("dit", network))
+    read = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel") and "blocks/" in path}
+    still = roofline.call(network, 0, 15, 1560, 32760)  # no clips: what is left are parameters
+    per_layer = sum(moved for name, (_, moved) in still.items() if name not in ("patches in, out", "time"))
+    assert per_layer == sum(leaf.size * leaf.dtype.itemsize for leaf in read.values())
+    nothing, slow = roofline.Chip(0, 1e30, 1e30, 0), roofline.Chip(0, 4.0, 2.0, 0)
+    assert roofline.seconds(8.0, 1.0, slow) == 2.0 and roofline.seconds(1.0, 8.0, slow) == 4.0
+    assert sum(roofline.seconds(*part, nothing) for part in parts.values()) < 1e-12
+
+
+def test_the_roofline_is_a_table(capsys):
+    bench.main(["roofline", "--config", TINY, "--size", "32x32"])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("frames/s at most")
+    assert "--samples must be at least 1" in fails(capsys, "roofline", "--samples", "0")
 
 
 def test_percentiles_and_drift_of_known_durations():
