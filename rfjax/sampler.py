@@ -29,6 +29,7 @@ RANDOM = (
     "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
 )
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
+LARGE = 32 * 32  # numbers of a latent frame, along its sides, from which a block is decoded a frame at a time
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
@@ -148,10 +149,26 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
 def decode_block(decoder, params, latents, state):
-    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated."""
-    video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
-    state = jax.tree.map(lambda past: axes.constrain(past, "batch"), state)  # on a mesh it stays in its place
-    return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
+    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated.
+
+    Of large frames one latent frame after another: as quick, and what lies in memory meanwhile is of one.
+    """
+
+    def frames(state, latents):
+        video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
+        state = jax.tree.map(
+            lambda past: axes.constrain(past, "batch"), state
+        )  # on a mesh it stays in its place
+        return state, jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    if latents.shape[1] == 1 or latents.shape[2] * latents.shape[3] < LARGE:
+        return frames(state, latents)[::-1]
+    done, rest = [], latents
+    if state is None:  # a clip's first latent frame gives one frame, every other one as many as the next
+        state, first = frames(state, latents[:, :1])
+        done, rest = [first], latents[:, 1:]
+    state, video = jax.lax.scan(frames, state, jnp.moveaxis(rest, 1, 0)[:, :, None])  # [n, B, m, H, W, 3]
+    return jnp.concatenate([*done, *video], 1), state
 
 
 @functools.partial(jax.jit, static_argnames="vae", donate_argnames="state")
