@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import attention, compilation, config, footage, preflight, quantize, sampler, video
+from rfjax import attention, change, compilation, config, footage, preflight, quantize, sampler, script, video
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -32,8 +32,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--prompt", action="append", default=[], help="what to show; may be given several times")
     add("--prompts_file", metavar="FILE", help="text file with one prompt a line")
+    add("--script", metavar="FILE", help="text file with prompts at times: 0:00 …, then 0:20 …, a line each")
+    add(
+        "--change",
+        default=change.DEFAULT,
+        metavar="POLICY",
+        help=f"what a new prompt of a script does: {change.WORDS} (default %(default)s)",
+    )
     add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
-    add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
+    add("--seconds", type=float, help="length of the clips (default 10, of a script until 10 after its last)")
     add(
         "--out",
         default="clip.mp4",
@@ -89,6 +96,18 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--num_samples must be at least 1, not {args.num_samples}.")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed must lie between 0 and 2^32 - 1, not {args.seed}.")
+
+
+def read_script(args: argparse.Namespace) -> list[script.Line]:
+    """The lines of --script, if any; --seconds is filled in where it is not given."""
+    change.parse(args.change)
+    if args.script is None:
+        args.seconds = 10.0 if args.seconds is None else args.seconds
+        return []
+    if args.prompt or args.prompts_file:
+        raise UserError("--script has all prompts; leave out --prompt and --prompts_file.")
+    lines, args.seconds = script.read(args.script, args.seconds)
+    return lines
 
 
 def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
@@ -209,9 +228,12 @@ def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total
 
 
 def stream(
-    args: argparse.Namespace, settings, prompts: list[str]
+    args: argparse.Namespace, settings, prompts: list[str], lines: list[script.Line]
 ) -> tuple[list[list[video.Writer]], float, float]:
-    """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
+    """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does.
+
+    The clips begin with the prompts, and go on with those of a script's `lines`, if any.
+    """
     look, network, _, roll = sampler.sections(settings)
     sampler.check(network, roll)
     total = max(1, round(args.seconds * look.fps))
@@ -224,9 +246,11 @@ def stream(
             if not args.skip_preflight:
                 preflight.check(settings, len(prompts), preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
-            begin = model.encode(given)
-            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, begin)
-            if not (args.prompt or args.prompts_file):
+            script.check(lines, model)
+            how, begin = change.parse(args.change), model.encode(given)
+            clip = prompts, args.seed, model.latent_frames(total), args.method, begin, how.recache
+            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.method, how)
+            if not (args.prompt or args.prompts_file or args.script):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
     except BaseException:
@@ -248,14 +272,16 @@ def tee(blocks: Iterable, collected: list | None) -> Iterator:
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    lines = read_script(args)
     check_numbers(args)
     compilation.keep_programs(args.compile_cache)
     compile_seconds = compilation.stopwatch()
     settings = override(config.load(args.config), args)
-    prompts = read_prompts(args, settings.prompt)
-    clips, first, rate = stream(args, settings, prompts)
+    prompts = read_prompts(args, lines[0].prompt if lines else settings.prompt)
+    clips, first, rate = stream(args, settings, prompts, lines)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):
-        print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"')
+        story = "".join(f', from {line.seconds:g} s "{line.prompt}"' for line in lines[1:])
+        print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"{story}')
     compiling = compile_seconds()
     print(
         f"First frame after {first:.1f} s, then {rate:.1f} frames/s; compiling or loading programs took {compiling:.1f} s in all."

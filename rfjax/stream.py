@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from rfjax import rollout
-from rfjax.change import Change
+from rfjax.change import Change, recache, renoise
 from rfjax.dit import KV
 from rfjax.rollout import ENDLESS, METHODS, Model, RolloutState
 
@@ -86,8 +86,11 @@ class Stream:
             raise ValueError("a stream must be opened with recall=True to recache under a new prompt")
         self._texts = change.texts(self.model.text_kv, text_kv)
         self.model = self.model.replace(text_kv=next(self._texts))
-        if change.renoise or change.recache:
-            self.state = _adapt(change, self.model, self._keys, self._num_blocks, self.state)
+        if change.recache:
+            self.state = _recache(self.model, self.state, change.rewritten(self.model.config.sink_blocks))
+        if change.renoise:
+            count = np.int32(change.renoise)
+            self.state = _renoise(self.model, self._keys, self._num_blocks, self.state, count)
 
     def reset(self, keys: Array) -> None:
         """Begins anew with these keys [B], from nothing, under the prompts that it was given last."""
@@ -100,7 +103,10 @@ class Stream:
         self.state, self._given, self._shown = None, iter(()), self._num_blocks
 
 
-@functools.partial(jax.jit, static_argnames="change", donate_argnames="state")
-def _adapt(change: Change, model: Model, keys: Array, num_blocks: Array, state: RolloutState) -> RolloutState:
+_recache = jax.jit(recache, donate_argnames="state")
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _renoise(model: Model, keys: Array, num_blocks: Array, state: RolloutState, count: Array) -> RolloutState:
     noise = rollout.position_noise(keys, state.window.shape[2:])
-    return change.adapt(model, noise, num_blocks, state)
+    return renoise(model, noise, num_blocks, state, count)
