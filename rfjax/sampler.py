@@ -20,6 +20,7 @@ from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, 
 from rfjax import quantize as quantization
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.stream import Stream
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
@@ -78,18 +79,18 @@ class Sampler:
         num_frames: int,
         method: str = "rolling",
         given: Iterable[Array] = (),
-    ) -> Iterator[Array]:
+        recall: bool = False,
+    ) -> Stream:
         """Finished blocks [B, f, H, W, C] of one clip a prompt, at least num_frames latent frames of each.
 
         Clip b depends on the seed, on b and on its prompt, not on the other clips. They begin with the `given` blocks
-        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken.
+        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken. `recall` is for prompts
+        that shall change by recaching.
         """
-        model = self.bind(captions)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(captions)))
-        block = self.rollout.block_frames
-        mesh, clips = self.where.network, len(captions)
+        model, clips, mesh = self.bind(captions), len(captions), self.where.network
+        blocks = -(-num_frames // self.rollout.block_frames)
         given = (placement.split(jnp.broadcast_to(x, (clips, *x.shape[1:])), mesh) for x in given)
-        return rollout.stream(model, keys, self.frame_shape, method, -(-num_frames // block), given, mesh)
+        return Stream(model, clip_keys(seed, clips), self.frame_shape, method, blocks, given, recall, mesh)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -140,6 +141,11 @@ class Sampler:
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
+
+
+def clip_keys(seed: int, clips: int) -> Array:
+    """Random keys [B] of the clips of a seed, 0 ≤ seed < 2^32."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(clips))
 
 
 @functools.partial(jax.jit, static_argnames="network")

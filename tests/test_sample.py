@@ -45,7 +45,7 @@ class FakeSampler:
     def encode(self, frames):
         return [np.full((1, 3, 2, 2, 1), frame.mean()) for frame in itertools.islice(frames, 0, None, 9)]
 
-    def latents(self, prompts, seed, num_frames, method, given):
+    def latents(self, prompts, seed, num_frames, method, given, recall):
         if "dragon" in " ".join(prompts):
             raise UserError("Unknown in the prompt: dragon")
         given, blocks = list(given), -(-num_frames // 3)
