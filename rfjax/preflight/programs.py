@@ -65,7 +65,7 @@ def _batch(config: ConfigDict):
 
 
 def sampling(config: ConfigDict, mesh: Mesh, count: int, method: str) -> dict[str, Program]:
-    """The step of a stream of `count` clips, and the decoding of one of its blocks, on one device."""
+    """The step of a stream of `count` clips, its steady part alone, and the decoding of one of its blocks, on one device."""
     video, network, codec, roll = sampler.sections(config)
     frame_shape = roll.block_frames, *sampler.latent_size(video, codec, network)
     net, params = dit.DiT(network), sampler.abstract("dit", network)
@@ -77,9 +77,20 @@ def sampling(config: ConfigDict, mesh: Mesh, count: int, method: str) -> dict[st
     keys, blocks = jax.ShapeDtypeStruct((count, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
     tiny = sampler.tiny_decoder(config)
     decoder = (TinyDecoder(tiny), "tiny", tiny) if tiny else (VAE(codec), "vae", codec)
-    step = Program(rollout.stream_step, _placer(mesh)((model, method, keys, blocks, state)), mesh)
+    model, method, *arrays = _placer(mesh)((model, method, keys, blocks, state))
+    steady = jax.jit(functools.partial(_steady, method=method), donate_argnames="state")
     decoding = _decoding(*decoder, (count, *frame_shape), mesh)
-    return {"window": step, "decoder": decoding._replace(kept=None)}  # a stream's past stays
+    return {
+        "window": Program(rollout.stream_step, (model, method, *arrays), mesh),
+        "steady": Program(steady, (model, *arrays), mesh),
+        "decoder": decoding._replace(kept=None),  # a stream's past stays
+    }
+
+
+def _steady(model, keys, num_blocks, state, method):
+    """`rollout.stream_step` where nothing is masked."""
+    noise = rollout.position_noise(keys, state.window.shape[2:])
+    return rollout.METHODS[method].branch(model, noise, num_blocks, state, steady=True)
 
 
 def _decoding(decoder, name: str, sizes, shape: tuple[int, ...], mesh: Mesh) -> Program:
