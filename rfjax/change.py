@@ -25,6 +25,7 @@ from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.rollout import Model, NoiseFn, RolloutState
 
+DEFAULT = "keep"
 WORDS = "keep, renoise:M, recache, recache:sink, crossfade:K, or several joined by +"
 _PART = re.compile(r"(keep)|(recache)(:sink)?|(?:renoise:(\d{1,3}))|(?:crossfade:(\d{1,3}))")
 
@@ -45,11 +46,9 @@ class Change:
             yield old
         yield new
 
-    def adapt(self, model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState) -> RolloutState:
-        """The state between two steps, under the model's text keys, which are new."""
-        if self.recache:
-            state = recache(model, state, 0 if self.sink else model.config.sink_blocks)
-        return renoise(model, noise, num_blocks, state, self.renoise) if self.renoise else state
+    def rewritten(self, sink_blocks: int) -> np.int32:
+        """The first block that is run again where cached ones are."""
+        return np.int32(0 if self.sink else sink_blocks)
 
 
 def parse(words: str) -> Change:

@@ -29,13 +29,12 @@ from flax import struct
 from jax import Array
 
 from rfjax import rollout
-from rfjax.change import Change, parse, recache, renoise
+from rfjax.change import DEFAULT, Change, parse, recache, renoise
 from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.rollout import ENDLESS, Model, RolloutState
 from rfjax.sampler import Sampler, clip_keys, decode_block
 
-DEFAULT = "keep"
 ANY = "a"  # a prompt that every encoder reads
 
 
@@ -195,7 +194,7 @@ class Live:
         place = self._places[slot]
         model = self._model.replace(text_kv=place.text_kv)
         if how.recache:
-            first = np.int32(0 if how.sink else self.sampler.rollout.sink_blocks)
+            first = how.rewritten(self.sampler.rollout.sink_blocks)
             self._shelf = _recache(model, self._shelf, np.int32(slot), first)
         if how.renoise:
             self._shelf = _renoise(model, place.key, self._shelf, np.int32(slot), np.int32(how.renoise))
