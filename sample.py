@@ -18,7 +18,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import attention, change, compilation, config, footage, preflight, quantize, sampler, script, video
+from rfjax import (
+    attention,
+    change,
+    compilation,
+    config,
+    footage,
+    placement,
+    preflight,
+    quantize,
+    sampler,
+    script,
+    video,
+)
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -29,7 +41,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument
+    add_content(parser.add_argument_group("what to show"))
+    add_output(parser.add_argument_group("what to write"))
+    add_machinery(parser.add_argument_group("what makes it"))
+    return parser.parse_args(argv)
+
+
+def add_content(group) -> None:
+    add = group.add_argument
     add("--prompt", action="append", default=[], help="what to show; may be given several times")
     add("--prompts_file", metavar="FILE", help="text file with one prompt a line")
     add("--script", metavar="FILE", help="text file with prompts at times: 0:00 …, then 0:20 …, a line each")
@@ -41,24 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
     add("--seconds", type=float, help="length of the clips (default 10, of a script until 10 after its last)")
-    add(
-        "--out",
-        default="clip.mp4",
-        help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
-    )
-    add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
-    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
-    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
-    add(
-        "--weights",
-        metavar="DIR|HUB_ID",
-        help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
-    )
-    add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
-    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
-    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
-    add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
-    begin = parser.add_mutually_exclusive_group()
+    begin = group.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
     begin.add_argument(
         "--video", metavar="FILE", help="a video that the clips go on from; --seconds counts it in"
@@ -69,24 +71,53 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="crop",
         help="how a picture or video of other sides is made to fit (default crop)",
     )
+    add("--seed", type=int, default=0, help="another seed gives other clips")
+
+
+def add_output(group) -> None:
+    add = group.add_argument
+    add(
+        "--out",
+        default="clip.mp4",
+        help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
+    )
+    add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
+    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
+    add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
+    add(
+        "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
+    )
+    add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+
+
+def add_machinery(group) -> None:
+    add = group.add_argument
+    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
+    add(
+        "--weights",
+        metavar="DIR|HUB_ID",
+        help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
+    )
     add(
         "--method",
         choices=sorted(METHODS),
         default="rolling",
         help="how clips are rolled out (default rolling)",
     )
-    add("--seed", type=int, default=0, help="another seed gives other clips")
+    add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
+    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
+    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
     add(
-        "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
+        "--devices",
+        metavar="WHICH",
+        help="like 4 or data=2,context=2,decoder=1 (docs/devices.md); default: one",
     )
-    add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
     add("--skip_preflight", action="store_true", help="go ahead even if memory will probably not do")
     add(
         "--compile_cache",
         metavar="DIR",
         help="where compiled programs are kept (default $RFJAX_CACHE or ~/.cache/rfjax/jax)",
     )
-    return parser.parse_args(argv)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -236,6 +267,8 @@ def stream(
     """
     look, network, _, roll = sampler.sections(settings)
     sampler.check(network, roll)
+    devices = placement.parse(args.devices) if args.devices else placement.Devices()
+    sampler.check_devices(settings, devices, len(prompts))
     total = max(1, round(args.seconds * look.fps))
     clips = []
     try:
@@ -244,8 +277,11 @@ def stream(
             collected = stack.enter_context(latents_file(args.save_latents))
             given = read_given(args, settings, total)
             if not args.skip_preflight:
-                preflight.check(settings, len(prompts), preflight.capacity(), args.method)
+                share = len(prompts) // devices.data  # of the clips, on each device
+                preflight.check(settings, share, preflight.capacity(), args.method)
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
+            if args.devices:
+                model = model.over(devices)
             script.check(lines, model)
             how, begin = change.parse(args.change), model.encode(given)
             clip = prompts, args.seed, model.latent_frames(total), args.method, begin, how.recache

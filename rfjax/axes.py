@@ -4,11 +4,12 @@ Context parallelism is the all-to-all form (DeepSpeed-Ulysses, arXiv 2309.14509)
 split over `context`, inside attention and in the KV cache the heads are, so that keys never travel more than once.
 """
 
+import contextlib
 import math
 
 import jax
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 MESH = ("data", "fsdp", "context")
 BATCH = ("data", "fsdp")
@@ -34,6 +35,11 @@ def constrain(x: Array, *names: str | None) -> Array:
     if jax.sharding.get_abstract_mesh().size <= 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(x.shape, *names))
+
+
+def on(mesh: Mesh | None):
+    """The context in which programs are made for this mesh; None: as they are without."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def places() -> int:

@@ -357,7 +357,24 @@ def stream_step(
     model: Model, method: str, keys: Array, num_blocks: Array, state: RolloutState
 ) -> tuple[RolloutState, Array]:
     """One compiled step of a stream with noise by position; `state` is donated."""
-    return METHODS[method].step(model, position_noise(keys, state.window.shape[2:]), num_blocks, state)
+    noise = position_noise(keys, state.window.shape[2:])
+    state, block = METHODS[method].step(model, noise, num_blocks, state)
+    return _kept(state), axes.constrain(block, "batch")
+
+
+def _kept(state: RolloutState) -> RolloutState:
+    """On a mesh, the state where its first one was, so that the next step is the same program; the cache sees to itself."""
+    clean = None if state.clean is None else axes.constrain(state.clean, "batch")
+    return state.replace(window=axes.constrain(state.window, "batch"), clean=clean)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape", "recall"))
+def begin(
+    model: Model, method: str, batch: int, frame_shape: tuple[int, ...], recall: bool = False
+) -> RolloutState:
+    """A stream's state before anything, with room for the x0 of cached blocks if it shall `recall`; frame_shape = (f, H, W, C)."""
+    state = METHODS[method].init(model, batch, frame_shape)
+    return _kept(recalling(state) if recall else state)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -365,4 +382,4 @@ def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
     """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
     cache, clean = clean_call(model, state.cache, state.index, x0, steady=False), state.clean
     state = state.replace(cache=cache, clean=_recall(clean, cache, state.index, x0))
-    return state.replace(index=state.index + 1, given=state.given + 1)
+    return _kept(state.replace(index=state.index + 1, given=state.given + 1))

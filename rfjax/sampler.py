@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -15,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from rfjax import attention, checkpoint, config, dit, prompts, rollout, text, weights
+from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, rollout, text, weights
 from rfjax import quantize as quantization
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
@@ -29,6 +30,7 @@ RANDOM = (
     "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
 )
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
+LARGE = 32 * 32  # numbers of a latent frame, along its sides, from which a block is decoded a frame at a time
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
@@ -52,11 +54,22 @@ class Sampler:
     decoder: VAE | TinyDecoder
     rollout: rollout.RolloutConfig
     params: dict[str, Any]  # {"dit": …, "vae" and "tiny" where they are needed: …}
+    where: placement.Placement = placement.HERE  # the devices of its parameters
+
+    def over(self, devices: placement.Devices) -> "Sampler":
+        """The same sampler on these devices, which `check_devices` has seen."""
+        where = placement.place(devices)
+        params = {
+            name: placement.whole(tree, where.network if name == "dit" else where.decoder)
+            for name, tree in self.params.items()
+        }
+        return dataclasses.replace(self, params=params, where=where)
 
     def bind(self, captions: list[str]) -> rollout.Model:
         """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
         context = jnp.asarray(self.encoder.encode(captions))
-        text_kv = _text_kv(self.dit, self.params["dit"], context)
+        with axes.on(self.where.network):
+            text_kv = _text_kv(self.dit, self.params["dit"], context)
         return rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
 
     def latents(
@@ -74,10 +87,10 @@ class Sampler:
         [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken. `recall` is for prompts
         that shall change by recaching.
         """
-        model, clips = self.bind(captions), len(captions)
+        model, clips, mesh = self.bind(captions), len(captions), self.where.network
         blocks = -(-num_frames // self.rollout.block_frames)
-        given = (jnp.broadcast_to(x, (clips, *x.shape[1:])) for x in given)
-        return Stream(model, clip_keys(seed, clips), self.frame_shape, method, blocks, given, recall)
+        given = (placement.split(jnp.broadcast_to(x, (clips, *x.shape[1:])), mesh) for x in given)
+        return Stream(model, clip_keys(seed, clips), self.frame_shape, method, blocks, given, recall, mesh)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -95,18 +108,24 @@ class Sampler:
         The first block gives 1 + 4 (n - 1) frames, each later one 4 n. The first is handed out at once; from then on the next
         block is under way on the device while the caller has the present one.
         """
-        params, blocks = self.decoder_params, iter(blocks)
-        state, ready = None, None
-        for block in itertools.islice(blocks, 1):  # seen before the program for later blocks is compiled
-            frames, state = decode_block(self.decoder, params, block, state)
+        coming, ready = self.frames(blocks), None
+        for frames in itertools.islice(coming, 1):  # seen before the program for later blocks is compiled
             yield np.asarray(frames)
-        for block in blocks:
-            frames, state = decode_block(self.decoder, params, block, state)
+        for frames in coming:
             if ready is not None:
                 yield np.asarray(ready)
             ready = frames
         if ready is not None:
             yield np.asarray(ready)
+
+    def frames(self, blocks: Iterable[Array]) -> Iterator[Array]:
+        """As `decode`, but left on the device: nothing waits for it."""
+        mesh, state = self.where.decoder, None
+        for block in blocks:
+            block = placement.split(block, mesh)
+            with axes.on(mesh):
+                frames, state = decode_block(self.decoder, self.decoder_params, block, state)
+            yield frames
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Array]:
         """Frames uint8 [B, H, W, 3], from a clip's start → latent blocks [B, f, h, w, C]; an unfinished block is left out."""
@@ -115,7 +134,8 @@ class Sampler:
             chunk = list(itertools.islice(frames, length))
             if len(chunk) < length:
                 return
-            latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
+            with axes.on(self.where.decoder):
+                latents, state = _encode(self.vae, self.params["vae"], np.stack(chunk, 1), state)
             yield latents
 
     def latent_frames(self, frames: int) -> int:
@@ -135,9 +155,26 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
 def decode_block(decoder, params, latents, state):
-    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated."""
-    video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
-    return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
+    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated.
+
+    Of large frames one latent frame after another: as quick, and what lies in memory meanwhile is of one.
+    """
+
+    def frames(state, latents):
+        video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
+        state = jax.tree.map(
+            lambda past: axes.constrain(past, "batch"), state
+        )  # on a mesh it stays in its place
+        return state, jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    if latents.shape[1] == 1 or latents.shape[2] * latents.shape[3] < LARGE:
+        return frames(state, latents)[::-1]
+    done, rest = [], latents
+    if state is None:  # a clip's first latent frame gives one frame, every other one as many as the next
+        state, first = frames(state, latents[:, :1])
+        done, rest = [first], latents[:, 1:]
+    state, video = jax.lax.scan(frames, state, jnp.moveaxis(rest, 1, 0)[:, :, None])  # [n, B, m, H, W, 3]
+    return jnp.concatenate([*done, *video], 1), state
 
 
 @functools.partial(jax.jit, static_argnames="vae", donate_argnames="state")
@@ -191,6 +228,13 @@ def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
     """UserError where this machine lacks the attention kernel or the 8-bit products that a config asks for."""
     attention.check(network.attention, network.dtype, network.head_dim)
     quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
+
+
+def check_devices(settings: ml_collections.ConfigDict, devices: placement.Devices, clips: int) -> None:
+    """UserError where these devices are not there, or do not divide so many clips, the network's heads, or a frame's tokens."""
+    video, network, codec, _ = sections(settings)
+    height, width, _ = latent_size(video, codec, network)
+    placement.check(devices, clips, network, height * width // math.prod(network.patch_size))
 
 
 def load(

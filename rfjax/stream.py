@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-from rfjax import rollout
+from rfjax import axes, rollout
 from rfjax.change import Change, recache, renoise
 from rfjax.dit import KV
 from rfjax.rollout import ENDLESS, METHODS, Model, RolloutState
@@ -28,6 +29,7 @@ class Stream:
       num_blocks: where the clip stops; by default nowhere.
       given: clean blocks that the clip begins with; they come out first, as they are.
       recall: whether to keep the x0 of cached blocks, which a change that recaches needs.
+      mesh: devices (`rfjax/axes.py`) over which clips are split, and tokens and heads of each; weights and prompts are there.
     """
 
     def __init__(
@@ -39,19 +41,21 @@ class Stream:
         num_blocks: int = ENDLESS,
         given: Iterable[Array] = (),
         recall: bool = False,
+        mesh: Mesh | None = None,
     ):
-        self.model, self._texts = model, iter(())
+        self.model, self._texts, self._mesh = model, iter(()), mesh
         self._method, self._frame_shape, self._recall = method, frame_shape, recall
         self._num_blocks = np.int32(num_blocks)
         self._begin(keys, given)
 
     def _begin(self, keys: Array, given: Iterable[Array]) -> None:
-        how = METHODS[self._method]
-        state = how.init(self.model, keys.shape[0], self._frame_shape)
-        self.state = rollout.recalling(state) if self._recall else state
+        with axes.on(self._mesh):
+            self.state = rollout.begin(
+                self.model, self._method, keys.shape[0], self._frame_shape, self._recall
+            )
         self.index = 0  # of the next rolling window, or Self-Forcing block
         self._keys, self._given = keys, iter(given)
-        self._shown, self._lead = 0, how.lead(self.model.config)
+        self._shown, self._lead = 0, METHODS[self._method].lead(self.model.config)
 
     def __iter__(self) -> "Stream":
         return self
@@ -60,12 +64,13 @@ class Stream:
         if self._shown >= self._num_blocks:
             raise StopIteration
         block = next(self._given, None)
-        if block is not None:
-            self.state, self.index = rollout.remember(self.model, self.state, block), self.index + 1
-        else:
-            for _ in range(self._lead + 1):
-                block = self._step()
-            self._lead = 0
+        with axes.on(self._mesh):
+            if block is not None:
+                self.state, self.index = rollout.remember(self.model, self.state, block), self.index + 1
+            else:
+                for _ in range(self._lead + 1):
+                    block = self._step()
+                self._lead = 0
         self._shown += 1
         return block
 
@@ -85,12 +90,14 @@ class Stream:
         if change.recache and self.state.clean is None:
             raise ValueError("a stream must be opened with recall=True to recache under a new prompt")
         self._texts = change.texts(self.model.text_kv, text_kv)
-        self.model = self.model.replace(text_kv=next(self._texts))
-        if change.recache:
-            self.state = _recache(self.model, self.state, change.rewritten(self.model.config.sink_blocks))
-        if change.renoise:
-            count = np.int32(change.renoise)
-            self.state = _renoise(self.model, self._keys, self._num_blocks, self.state, count)
+        with axes.on(self._mesh):
+            self.model = self.model.replace(text_kv=next(self._texts))
+            if change.recache:
+                first = change.rewritten(self.model.config.sink_blocks)
+                self.state = _recache(self.model, self.state, first)
+            if change.renoise:
+                count = np.int32(change.renoise)
+                self.state = _renoise(self.model, self._keys, self._num_blocks, self.state, count)
 
     def reset(self, keys: Array) -> None:
         """Begins anew with these keys [B], from nothing, under the prompts that it was given last."""

@@ -12,7 +12,7 @@ import pytest
 
 from rfjax import compilation, config, dit, rollout, sampler
 from rfjax.bench import __main__ as bench
-from rfjax.bench import compare, first, flags, formula, stream, timing
+from rfjax.bench import compare, first, flags, formula, roofline, stream, timing
 from rfjax.preflight.flops import flops
 from rfjax.tree import flatten
 
@@ -74,10 +74,34 @@ def test_the_formula_agrees_with_the_traced_programs(method, name):
         np.testing.assert_allclose(told["step"] / 2, 242e12, rtol=0.01)
 
 
+@pytest.mark.parametrize("method", sorted(rollout.METHODS))
+def test_the_roofline_counts_the_formula_s_operations_and_the_network_s_parameters(method):
+    network, roll = sampler.sections(config.load(ROOT / "configs/wan_1_3b.py"))[1:4:2]
+    parts = roofline.block(network, roll, method, 1560, 2)
+    counted = sum(work for work, _ in parts.values())
+    np.testing.assert_allclose(counted, formula.block(network, roll, method, 1560, 2)["step"])
+    leaves = flatten(sampler.abstract("dit", network))
+    read = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel") and "blocks/" in path}
+    still = roofline.call(network, 0, 15, 1560, 32760)  # no clips: what is left are parameters
+    per_layer = sum(moved for name, (_, moved) in still.items() if name not in ("patches in, out", "time"))
+    assert per_layer == sum(leaf.size * leaf.dtype.itemsize for leaf in read.values())
+    nothing, slow = roofline.Chip(0, 1e30, 1e30, 0), roofline.Chip(0, 4.0, 2.0, 0)
+    assert roofline.seconds(8.0, 1.0, slow) == 2.0 and roofline.seconds(1.0, 8.0, slow) == 4.0
+    assert sum(roofline.seconds(*part, nothing) for part in parts.values()) < 1e-12
+
+
+def test_the_roofline_is_a_table(capsys):
+    bench.main(["roofline", "--config", TINY, "--size", "32x32"])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("frames/s at most")
+    assert "--samples must be at least 1" in fails(capsys, "roofline", "--samples", "0")
+
+
 def test_percentiles_and_drift_of_known_durations():
     assert timing.percentiles(np.arange(101.0)) == PERCENT
     short = timing.drift(np.array([2.0] * 2 + [5.0] * 16 + [3.0] * 2))
     assert short == {"over": "tenth", "first_s": 2.0, "last_s": 3.0, "change": 0.5}
+    assert timing.drift(np.ones(19)) == {}  # nothing to say of so few
     long = timing.drift(np.array([1.0] * 60 + [7.0] * 10 + [0.5] * 120))
     assert long == {"over": "minute", "first_s": 1.0, "last_s": 0.5, "change": -0.5}
 
@@ -253,7 +277,9 @@ def test_a_stream_without_its_decoder_s_operations_is_given_no_rate():
     stream = {"block_latency": {"p50_s": 2.0}}
 
     def achieved(decoder, *names):
-        told = {"hardware": {"peak_flops": 10.0}, "run": {"decoder": decoder}, "stream": dict(stream)}
+        devices = {"data": 1, "context": 2, "decoder": 0}
+        told = {"hardware": {"peak_flops": 5.0}, "run": {"decoder": decoder, "devices": devices}}
+        told["stream"] = dict(stream)
         told["parts"] = {name: dict(part) for name in names}
         bench.rates(told, 12)
         return told["stream"].get("flops_per_s"), told["stream"].get("mfu")

@@ -11,7 +11,7 @@ FLOORS = [
     "attention collectives compilation config conv distributed files flow names quantize rope shapes tensorfile",
     "detect dit footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
-    "prompts rollout",
+    "placement prompts rollout",
     "change convert data golden lora losses state training_rollout",
     "stream weights",
     "sampler",

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from rfjax import config, preflight, rollout
+from rfjax import config, preflight, rollout, sampler
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
@@ -149,12 +149,8 @@ def compiled_decoding(settings, clips):
     latent = (settings.video.height // 4, settings.video.width // 4, 3)
     latents = jax.ShapeDtypeStruct((clips, 3, *latent), jnp.float32)
 
-    def decode(params, latents, past):
-        video, past = module.apply({"params": params}, latents, past, method="decode_normalised")
-        return jnp.round(video.astype(jnp.float32) * 127).astype(jnp.uint8), past
-
-    _, past = jax.eval_shape(decode, params, latents, None)
-    return jax.jit(decode, donate_argnums=2).lower(params, latents, past), size(past)
+    _, past = jax.eval_shape(functools.partial(sampler.decode_block, module), params, latents, None)
+    return sampler.decode_block.lower(module, params, latents, past), size(past)
 
 
 @pytest.mark.parametrize("dtype, clips, method", [("float32", 1, "rolling"), ("bfloat16", 2, "self_forcing")])
@@ -177,7 +173,7 @@ def test_decoder_is_what_xla_needs_for_a_block(dtype, clips, decoder):
 # GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480.
 @pytest.mark.parametrize(
     "dtype, rolling, self_forcing, vae, tiny_vae",
-    [("float32", 15.58, 15.58, 17.26, 2.41), ("bfloat16", 20.29, 19.47, 10.35, 2.35)],
+    [("float32", 15.58, 15.58, 9.83, 0.90), ("bfloat16", 20.29, 19.47, 5.62, 0.88)],
 )
 def test_real_size_is_what_xla_counted_once(dtype, rolling, self_forcing, vae, tiny_vae):
     full, light = wan(dtype, "vae"), wan(dtype, "tiny")

@@ -312,6 +312,19 @@ def test_bfloat16_weights_give_nearly_the_same_clip(weights):
     assert 0 < np.sqrt(np.mean((video - video_coarse) ** 2)) < 0.1
 
 
+def test_large_frames_are_decoded_one_after_another(weights, monkeypatch):
+    model = sampler.load(sample.config.load("tiny.py"), weights)
+    latents = list(model.latents([STAR], 5, 9))
+    together = list(model.decode(latents))
+    monkeypatch.setattr(sampler, "LARGE", 1)
+    decode_frames = functools.partial(sampler.decode_block.__wrapped__, model.decoder, model.decoder_params)
+    state, decode = None, jax.jit(lambda *block: decode_frames(*block))  # traced anew
+    for block, expected in zip(latents, together, strict=True):
+        assert "scan[" in str(jax.make_jaxpr(decode)(block, state))
+        frames, state = decode(block, state)
+        assert np.abs(np.asarray(frames).astype(int) - expected).max() <= 1
+
+
 def test_tiny_decoder_takes_the_place_of_the_vae(weights):
     settings = sample.config.load("tiny.py")
     settings.decoder = "tiny"

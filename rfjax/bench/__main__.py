@@ -2,12 +2,14 @@
 
     python -m rfjax.bench --config configs/wan_1_3b.py --dtype bfloat16 --frames 480 --json run.json --plot run.png
     python -m rfjax.bench compare before.json after.json
+    python -m rfjax.bench roofline --config configs/wan_1_3b.py
 
 Without --weights the numbers in the network are random, which takes no download and the same time. A field of the config is
 changed by `--config.rollout.span_blocks=9`. docs/latency.md says what each figure is.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rfjax import compilation, config, sampler
-from rfjax.bench import compare, first, flags, parts, report, stamp, stream
+from rfjax import compilation, config, placement, sampler
+from rfjax.bench import compare, first, flags, parts, report, roofline, stamp, stream
 from rfjax.errors import exit_cleanly
 from rfjax.files import replacing
 from rfjax.umt5 import UMT5Config
@@ -33,6 +35,7 @@ def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> 
     reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
     wanted = [name for name in parts.PARTS if name in args.parts]
     told["parts"] = parts.measure(model, wanted, captions, args.method, reader)
+    told["sent"] = parts.sent(model, captions, args.method)
     if "stream" in args.parts:
         told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks)
     told["peak"] = stream.memory_peak()
@@ -56,6 +59,7 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
         "decoder": decoder,
         "dtype": settings.dit.get("dtype", "float32"),
         "quantize": args.quantize,
+        "devices": dataclasses.asdict(args.devices or placement.Devices()),
         "attention": settings.dit.get("attention", "auto"),
         "compile_cache": args.compile_cache,
     }
@@ -63,8 +67,9 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
 
 def rates(told: dict[str, Any], frames: int) -> None:
     """Adds what follows from the times: frames_per_s where a part makes a block, of `frames` frames of all clips; flops_per_s where
-    operations are counted; and mfu, their share of the device's published peak."""
-    peak, found = told["hardware"]["peak_flops"], told["parts"]
+    operations are counted; and mfu, their share of the published peak of all devices that are used."""
+    peak, found, devices = told["hardware"]["peak_flops"], told["parts"], told["run"]["devices"]
+    peak = peak and peak * (devices["data"] * devices["context"] + devices["decoder"])
     for name in {"step", "decode"} & set(found):
         found[name]["frames_per_s"] = frames / found[name]["median_s"]
     timed = [(figures, figures.get("flops"), figures["median_s"]) for figures in found.values()]
@@ -83,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
         return compare.show(argv[1:])
+    if argv[:1] == ["roofline"]:
+        return roofline.main(argv[1:])
     args, settings = flags.parse(argv, __doc__)
     told = measure(args, settings, argv)
     report.show(told)

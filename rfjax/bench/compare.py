@@ -10,7 +10,7 @@ from typing import Any
 from rfjax.errors import UserError
 
 SCHEMA, VERSION = "rfjax.bench", 1
-MEASURED = ("first_frame", "parts", "stream", "peak")  # sections of figures
+MEASURED = ("first_frame", "parts", "sent", "stream", "peak")  # sections of figures
 CONDITIONS = ("hardware", "versions", "commit", "run", "config")
 
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import attention, config, preflight, quantize, sampler
+from rfjax import attention, config, placement, preflight, quantize, sampler
 from rfjax.bench import parts
 from rfjax.errors import UserError
 from rfjax.files import check_writable
@@ -59,6 +59,11 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
         help="8 bits for products and weights, the cache, or both",
     )
     add("--attention", choices=attention.BACKENDS, help="the kernel of attention (default: the config's)")
+    add(
+        "--devices",
+        metavar="WHICH",
+        help="like 4 or data=2,context=2,decoder=1 (docs/devices.md); default: one",
+    )
     add("--parts", metavar="NAMES", help=f"what to measure, of {','.join(STEPS)} (default: all)")
     add("--compile_cache", metavar="DIR", help="where compiled programs are kept (default: as sample.py)")
     add("--json", metavar="FILE", help="write all figures there")
@@ -106,6 +111,7 @@ def override(args: argparse.Namespace, settings: ConfigDict) -> None:
         settings.dit.attention = args.attention
     video, network, codec, roll = sampler.sections(settings)
     sampler.latent_size(video, codec, network)
+    args.devices = placement.parse(args.devices) if args.devices else None
     if args.decoder == "none":
         args.parts = tuple(name for name in args.parts if name != "decode")
     if args.frames is not None:
@@ -114,11 +120,15 @@ def override(args: argparse.Namespace, settings: ConfigDict) -> None:
 
 def load(args: argparse.Namespace, settings: ConfigDict) -> sampler.Sampler:
     """The sampler to measure, its weights on the device; UserError where it does not fit there, or UMT5 on the host."""
+    devices = args.devices or placement.Devices()
+    sampler.check_devices(settings, devices, args.samples)
     if not args.skip_preflight:
-        preflight.check(settings, args.samples, preflight.capacity(), args.method)
+        share = args.samples // devices.data  # of the clips, on each device
+        preflight.check(settings, share, preflight.capacity(), args.method)
         if "text" in args.parts and "umt5" in settings:
             check_reader(config.build(UMT5Config, settings, "umt5"))
-    return sampler.load(settings, args.weights)
+    model = sampler.load(settings, args.weights)
+    return model.over(args.devices) if args.devices else model
 
 
 def check_reader(sizes: UMT5Config) -> None:

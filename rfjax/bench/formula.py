@@ -14,13 +14,26 @@ from rfjax.dit import DiTConfig
 from rfjax.rollout import RolloutConfig
 
 
-def call(c: DiTConfig, frames: int, tokens: int, keys: int) -> float:
-    """Of one clip: a call on `frames` frames of `tokens` tokens that attend to `keys` tokens, their own included."""
+def parts(c: DiTConfig, frames: int, tokens: int, keys: int) -> dict[str, float]:
+    """Of one clip, by part: a call on `frames` frames of `tokens` tokens that attend to `keys` tokens, their own included."""
     n, patch = frames * tokens, prod(c.patch_size) * c.in_dim
-    layer = n * (12 * c.dim**2 + 4 * c.dim * c.ffn_dim) + 4 * n * (keys + c.text_len) * c.dim
-    ends = 2 * n * 2 * patch * c.dim  # patches in, patches out
-    time = 2 * frames * (c.freq_dim * c.dim + 7 * c.dim**2)  # one embedding and modulation a frame
-    return float(c.num_layers * layer + ends + time)
+    layer = {
+        "q, k, v, out": 8 * n * c.dim**2,
+        "self-attention": 4 * n * keys * c.dim,
+        "text: q, out": 4 * n * c.dim**2,
+        "text: attention": 4 * n * c.text_len * c.dim,
+        "MLP": 4 * n * c.dim * c.ffn_dim,
+    }
+    ends = {
+        "patches in, out": 2 * n * 2 * patch * c.dim,
+        "time": 2 * frames * (c.freq_dim * c.dim + 7 * c.dim**2),  # one embedding and modulation a frame
+    }
+    return {name: float(c.num_layers * count) for name, count in layer.items()} | ends
+
+
+def call(c: DiTConfig, frames: int, tokens: int, keys: int) -> float:
+    """The sum of `parts`."""
+    return float(sum(parts(c, frames, tokens, keys).values()))
 
 
 def block(c: DiTConfig, roll: RolloutConfig, method: str, tokens: int, clips: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import rollout, sampler, umt5
+from rfjax import axes, collectives, placement, rollout, sampler, umt5
 from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
@@ -39,7 +39,8 @@ def measure(
         "decode": functools.partial(decode, model, clips),
     }
     for name in wanted:
-        found[name] = timing.summary(timing.timed(makers[name]()))
+        with axes.on(model.where.decoder if name == "decode" else model.where.network):
+            found[name] = timing.summary(timing.timed(makers[name]()))
         if name in counts:
             found[name]["flops"] = counts[name]
     if "decode" in found:
@@ -51,15 +52,16 @@ def steady(
     bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str
 ) -> rollout.RolloutState:
     """A state far from both ends of a clip, full of random numbers."""
-    state = rollout.METHODS[method].init(bound, clips, frame_shape)
+    state = rollout.begin(bound, method, clips, frame_shape)
     key = jax.random.key(0)
 
     def fill(leaf):
         drawn = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size
         return jax.random.normal(key, leaf.shape, leaf.dtype) if drawn else leaf
 
-    filled = jax.jit(functools.partial(jax.tree.map, fill), donate_argnums=0)(state)
-    return filled.replace(index=jnp.int32(4 * bound.config.span_blocks))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    filled = jax.jit(functools.partial(jax.tree.map, fill), donate_argnums=0, out_shardings=places)(state)
+    return filled.replace(index=jax.device_put(jnp.int32(4 * bound.config.span_blocks), places.index))
 
 
 def text(
@@ -116,15 +118,33 @@ def clean(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method
 
 def step(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
     """A block's whole step, as the stream runs it: all windows, new noise, the clean call."""
-    keys = jax.random.split(jax.random.PRNGKey(0), clips)
-    endless = np.int32(rollout.ENDLESS)
-    state = steady(bound, clips, frame_shape, method)
+    keys, endless, state = step_inputs(bound, clips, frame_shape, method)
     return chained(lambda state: rollout.stream_step(bound, method, keys, endless, state), state)
+
+
+def step_inputs(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> tuple:
+    """(keys, number of blocks, state) of a step far from both ends of a clip."""
+    keys = jax.random.split(jax.random.PRNGKey(0), clips)
+    return keys, np.int32(rollout.ENDLESS), steady(bound, clips, frame_shape, method)
+
+
+def sent(model: sampler.Sampler, captions: list[str], method: str) -> dict[str, float]:
+    """{kind of collective: bytes that each device sends for a block}, read from the compiled step; {} on one device."""
+    mesh = model.where.network
+    if mesh is None or mesh.size == 1:
+        return {}
+    bound = model.bind(captions)
+    with axes.on(mesh):
+        keys, blocks, state = step_inputs(bound, len(captions), model.frame_shape, method)
+        return collectives.collectives(
+            rollout.stream_step.lower(bound, method, keys, blocks, state).compile()
+        )
 
 
 def decode(model: sampler.Sampler, clips: int) -> Callable[[], Any]:
     """A later block's frames, left on the device."""
     block, run = jnp.zeros((clips, *model.frame_shape)), _decoding(model)
+    block = placement.split(block, model.where.decoder)
     _, past = run(block, None)
     return chained(lambda past: run(block, past)[::-1], past)
 

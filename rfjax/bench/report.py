@@ -17,7 +17,8 @@ def show(told: dict[str, Any]) -> None:
     run, hardware, versions = told["run"], told["hardware"], told["versions"]
     print(
         f"\n{run['size']}, {run['samples']} at a time, {run['method']}, network {run['dtype']}, decoder {run['decoder']}, "
-        f"weights {run['weights']}, quantised {run['quantize'] or 'nowhere'}, attention {run['attention']}"
+        f"weights {run['weights']}, quantised {run['quantize'] or 'nowhere'}, attention {run['attention']}, "
+        f"devices {', '.join(f'{name} {count}' for name, count in run['devices'].items() if count)}"
     )
     print(
         f"{hardware['devices']} × {hardware['device']} ({hardware['platform']}), {hardware['cpu']}, {hardware['cores']} cores; "
@@ -27,6 +28,9 @@ def show(told: dict[str, Any]) -> None:
         first_frame(told["first_frame"])
     if told["parts"]:
         parts(told["parts"], hardware["peak_flops"])
+    if told["sent"]:
+        kinds = ", ".join(f"{kind} {mib(size)}" for kind, size in told["sent"].items())
+        print(f"\nsent for a block by each device: {mib(sum(told['sent'].values()))} ({kinds})")
     if "stream" in told:
         stream(told["stream"])
         memory(told["stream"]["memory"], told["peak"], hardware["memory_bytes"])
@@ -65,10 +69,11 @@ def stream(found: dict[str, Any]) -> None:
             f"{which} {milliseconds(latency[f'{which}_s'])}" for which in ("p50", "p95", "p99", "max")
         )
         print(f"  a {name:12}{row}")
-    print(
-        f"  drift         {drift['change']:+.1%} (median of the first {drift['over']} {milliseconds(drift['first_s'])}, "
-        f"of the last {milliseconds(drift['last_s'])})"
-    )
+    if drift:
+        print(
+            f"  drift         {drift['change']:+.1%} (median of the first {drift['over']} {milliseconds(drift['first_s'])}, "
+            f"of the last {milliseconds(drift['last_s'])})"
+        )
     print(
         f"  compiled      {compiled['warm_up']} programs before, {compiled['measured']} while it was measured"
     )
@@ -84,6 +89,10 @@ def memory(samples: list[dict[str, int]], peak: dict[str, int], capacity: int | 
         if name in samples[0]:
             most = gib(peak[name]) if name in peak else gib(max(sample[name] for sample in samples))
             print(f"  {name:12}{gib(samples[0][name]):>12}{gib(samples[-1][name]):>12}{most:>12}")
+
+
+def mib(size: float) -> str:
+    return f"{size / 2**20:.4g} MiB"
 
 
 def milliseconds(seconds: float) -> str:

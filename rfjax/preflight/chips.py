@@ -22,6 +22,7 @@ CHIPS = {  # published memory: 16, 95 and 32 GB
     "v5p": Chip(int(95.74 * GIB), 459e12, 2.77e12, 600e9),
     "v6e": Chip(int(31.25 * GIB), 918e12, 1.64e12, 448e9),
 }
+H200 = Chip(141 * 10**9, 989e12, 4.8e12, 900e9)
 # What JAX calls a device (`device_kind`) → peak of a second, bfloat16.
 PEAKS = {
     "TPU v5 lite": CHIPS["v5e"].flops,
@@ -32,5 +33,5 @@ PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
+    "NVIDIA H200": H200.flops,
 }

@@ -1,0 +1,105 @@
+"""`python tests/streams.py`: streams on 8 host devices are those of one device, and send what a closed form says.
+
+pytest's flags work (`-k frames`).
+"""
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+import pytest
+
+from rfjax import compilation, config, placement, sampler
+from rfjax.bench import __main__ as bench
+from rfjax.bench import timing
+
+TINY = Path(__file__).parents[1] / "configs/tiny.py"
+BLOCKS = 10  # the last two of the steady state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Most of the time is compiling, and numbers are no better for it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """The tiny model with 4 tokens a frame and words that nobody reads."""
+    found = config.load(str(TINY))
+    sampler.resize(found, "32x32")
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(settings):
+    return sampler.load(settings)
+
+
+def shown(model, method="rolling", clips=4):
+    """Frames uint8 [B, F, H, W, 3] of clips that differ."""
+    prompts = [
+        "a large red circle bouncing over a blue background",
+        "a small blue star orbiting over a red background",
+    ]
+    latents = model.latents((prompts * 2)[:clips], 3, BLOCKS * model.rollout.block_frames, method)
+    return np.concatenate(list(model.decode(latents)), 1)
+
+
+@pytest.fixture(scope="module")
+def expected(alone):
+    return functools.cache(lambda method: shown(alone, method))
+
+
+@pytest.mark.parametrize("method", ["rolling", "self_forcing"])
+@pytest.mark.parametrize(
+    "words", ["2", "data=4", "decoder=1", "data=2,context=2", "data=2,context=2,decoder=2"]
+)
+def test_frames_are_those_of_one_device(alone, expected, words, method):
+    model = alone.over(placement.parse(words))
+    frames = shown(model, method)
+    assert np.ptp(frames) > 100  # there is something to see
+    assert np.abs(frames.astype(int) - expected(method)).max() <= 1
+    programs = compilation.counter()
+    np.testing.assert_array_equal(shown(model, method), frames)
+    assert programs() == 0, "a second clip compiles nothing"
+
+
+def test_the_benchmark_tells_what_a_block_sends(settings, tmp_path, monkeypatch):
+    """With n devices along context, a layer sends 6 (n-1)/n² of an activation: q, k, v, the result; text: q, the result."""
+    monkeypatch.setattr(timing, "ENOUGH", 0.01)
+    flags = [
+        "--config",
+        str(TINY),
+        "--size",
+        "32x32",
+        "--parts",
+        "step,decode,stream",
+        "--blocks",
+        "3",
+        "--samples",
+        "2",
+    ]
+    bench.main([*flags, "--devices", "data=2,context=2,decoder=1", "--json", str(tmp_path / "run.json")])
+    told = json.loads((tmp_path / "run.json").read_text())
+    dit, rollout = settings.dit, settings.rollout
+    frames = (len(rollout.steps) + 1) * rollout.block_frames  # of the window and the clean call
+    activation = frames * 16 * dit.dim * 4  # bytes of a clip, 16 tokens a frame
+    assert told["sent"]["all-to-all"] == dit.num_layers * 6 * activation / 4
+    assert set(told["sent"]) == {"all-to-all", "all-gather"}  # the latter of latents alone
+    latents = frames * 8 * 8 * dit.in_dim * 4
+    assert told["sent"]["all-gather"] <= latents
+    assert told["run"]["devices"] == {"data": 2, "context": 2, "decoder": 1}
+    assert told["stream"]["compilations"]["measured"] == 0
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
