@@ -52,7 +52,7 @@ class Change:
 
 
 def parse(words: str) -> Change:
-    """ "renoise:4+recache" → Change; UserError for what is none."""
+    """Words such as renoise:4+recache → Change; UserError for what is none."""
     change = Change()
     for word in words.split("+"):
         match = _PART.fullmatch(word)
