@@ -237,7 +237,11 @@ def main() -> None:
             code = process.wait(60)
             wait(page, "lost")
             why = page.inner_text("#curtain-why")
-            check("SIGTERM in mid-stream: exit code 0, and the page says so", not code and "shutting down" in why, why)
+            check(
+                "SIGTERM in mid-stream: exit code 0, and the page says so",
+                not code and "shutting down" in why,
+                why,
+            )
         with server(*words, fake=args.fake):
             wait(page, "playing")
             check("when the server is back, the page goes on by itself", True)

@@ -30,7 +30,7 @@ def server(*flags: str, fake: bool) -> Iterator[tuple[str, subprocess.Popen]]:
             told = next((line for line in process.stdout if line.startswith("Listening on ")), None)
             if told is None:
                 raise RuntimeError("the server did not start; what it says comes after this")
-            yield re.search(r"http://\S+", told)[0], process
+            yield re.search(r"http://[^\s,]+", told)[0], process
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

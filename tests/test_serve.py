@@ -130,14 +130,14 @@ def connect(shared):
             return client
 
         yield connect
-    eventually(lambda: shared.server.engine.taken == 0 and not shared.server.viewers.viewers)
+    eventually(lambda: shared.server.engine.taken == 0 and not shared.server.site.viewers)
 
 
-def eventually(holds):
+def eventually(holds, every=0.01):
     end = time.monotonic() + DEADLINE
     while not holds():
         assert time.monotonic() < end, "did not come"
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 def get(port, path, headers=None):
@@ -206,7 +206,8 @@ def test_malformed_requests_are_refused_with_a_sentence(message):
 
 
 @pytest.mark.parametrize(
-    "prompt, says", [("a" * 2001, "2001 characters"), ("\0", "no text"), ("\ud800", "no text")]
+    "prompt, says",
+    [("a" * 2001, "2001 characters"), ("\0", "no text"), ("\ud800", "no text"), (" \n", "empty")],
 )
 def test_prompts_out_of_bounds_are_refused(prompt, says):
     with pytest.raises(protocol.Refusal, match=says) as refusal:
@@ -345,6 +346,53 @@ def test_only_the_newest_frames_wait_for_a_slow_viewer():
         assert box.closing.result()[0] == protocol.FORBIDDEN
 
     asyncio.run(outbox())
+
+
+def test_the_real_batch_fits_the_engine():
+    """Two streams of a tiny network with random weights, through requests and frames, and the words of its refusals."""
+    from rfjax.serve import model
+
+    args = command.parse(["--config", str(ROOT / "configs/tiny.py"), "--weights", "random", "--limit", "2"])
+    live, said = model.load(args)
+    assert (said.width, said.height) == (live.sampler.video.width, live.sampler.video.height)
+    assert (said.places, said.idle_seconds) == (2, 120) and "star" in said.words["shape"]
+    made, watchers = engine.Engine(live, metrics.Counters()), [Watcher(), Watcher()]
+    for watcher in watchers:
+        made._do(watcher, protocol.Start(said.examples[0], 3))
+    while min(watcher.frames for watcher in watchers) < 21:
+        made._step()
+    one, other = (
+        [item for item in watcher.items if isinstance(item, protocol.Frame)][:21] for watcher in watchers
+    )
+    assert one == other and pixels(one[0]).shape == (said.height, said.width, 3)
+    made._do(watchers[0], protocol.Prompt("a dragon"))
+    assert watchers[0].items[-1].code == "prompt" and "dragon" in watchers[0].items[-1].message
+    made._do(watchers[0], protocol.Prompt(STAR))
+    assert watchers[0].items[-1] == protocol.Prompted(STAR, 1)
+    made._do(watchers[0], protocol.Start(STAR, 3))
+    made._do(watchers[1], None)
+    assert made.taken == 1
+    made._do(watchers[1], protocol.Start(said.examples[0], 3))
+    assert watchers[1].items[-1] == protocol.Started(said.examples[0], 3)
+
+
+def test_the_encoder_of_prompts_is_read_once_and_keeps_nothing(monkeypatch, tmp_path):
+    from rfjax.serve import model
+    from rfjax.umt5 import UMT5Config
+
+    read = []
+
+    def reader(self, device):
+        read.append(device)
+        return lambda captions: [np.full((2, 4), len(caption), np.float32) for caption in captions]
+
+    monkeypatch.setattr(model.prompts.PromptEncoder, "reader", reader)
+    encoder = model.Resident(tmp_path, UMT5Config(dim=4, attn_dim=4, ffn_dim=4, num_heads=1, num_layers=1), 3)
+    for caption in ("one", "seven"):
+        expected = np.zeros((1, 3, 4), np.float32)
+        expected[0, :2] = len(caption)
+        np.testing.assert_array_equal(encoder.encode([caption]), expected)
+    assert len(read) == 1 and not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------- server
@@ -492,20 +540,19 @@ def test_origins_and_tokens_that_are_given(connect):
 
 
 def test_a_silent_viewer_is_closed_and_one_that_asks_is_not(connect):
-    with serving(idle=1.0) as server:
+    with serving(idle=3.0) as server:
         silent, other = connect(server.port), connect(server.port)
-        silent.reply("hello")
+        for client in (silent, other):
+            client.reply("hello")
         silent.start()
-        other.reply("hello")
-        end = time.monotonic() + 2.0
-        while time.monotonic() < end:
+
+        def asked():
             other.ask("stats")
-            other.reply("figures")
-            time.sleep(0.2)
+            return other.reply("figures")["taken"] == 0
+
+        eventually(asked, every=0.2)
         assert silent.closed()[0] == protocol.IDLE
-        eventually(lambda: server.server.engine.taken == 0)
-        other.ask("stats")
-        other.reply("figures")
+        asked()
 
 
 class Noise(fake_live.FakeLive):

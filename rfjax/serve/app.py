@@ -42,7 +42,7 @@ HEADERS = {
 }
 
 
-class Server:
+class Site:
     """Sockets between viewers and the engine."""
 
     def __init__(

@@ -104,7 +104,10 @@ def _checked(request: Request) -> Request:
         )
     if re.search(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]", request.prompt):
         raise Refusal("prompt", "The prompt has characters that are no text.")
-    return dataclasses.replace(request, prompt=" ".join(request.prompt.split()))
+    prompt = " ".join(request.prompt.split())
+    if not prompt:
+        raise Refusal("prompt", "The prompt is empty; say what to show.")
+    return dataclasses.replace(request, prompt=prompt)
 
 
 class Rate:

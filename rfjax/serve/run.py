@@ -34,11 +34,11 @@ class Listener(uvicorn.Server):
         """
         self.listener, (host, port) = listener, listener.getsockname()[:2]
         self.engine = Engine(live, metrics.Counters(), self._stop_soon)
-        self.viewers = app.Server(self.engine, hello, origins(host, port, more_origins), token)
+        self.site = app.Site(self.engine, hello, origins(host, port, more_origins), token)
         limits = dict(ws_max_size=protocol.MESSAGE, ws_per_message_deflate=False, timeout_graceful_shutdown=5)
         quiet = dict(log_config=None, access_log=False, server_header=False, proxy_headers=False)
         super().__init__(
-            uvicorn.Config(self.viewers.app, ws="websockets-sansio", lifespan="off", **limits, **quiet)
+            uvicorn.Config(self.site.app, ws="websockets-sansio", lifespan="off", **limits, **quiet)
         )
 
     def run(self, heard: tuple[int, ...] = ()) -> None:
@@ -51,8 +51,7 @@ class Listener(uvicorn.Server):
             for number in heard:  # uvicorn hears them, and raises them again when it is done
                 signal.signal(number, lambda *_: None)
             print(
-                f"Listening on {self.address} with {self.engine.live.limit} places; Ctrl-C ends it.",
-                flush=True,
+                f"Listening on {self.address}, places: {self.engine.live.limit}; Ctrl-C ends it.", flush=True
             )
             super().run(sockets=[self.listener])
             self.engine.stop()
@@ -70,7 +69,7 @@ class Listener(uvicorn.Server):
     async def shutdown(self, sockets=None) -> None:
         failed = self.engine.error is not None
         reason = "The server has failed." if failed else "The server is shutting down."
-        await self.viewers.end(protocol.BROKEN if failed else protocol.GOING, reason)
+        await self.site.end(protocol.BROKEN if failed else protocol.GOING, reason)
         await super().shutdown(sockets)
 
 

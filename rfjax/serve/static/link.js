@@ -4,7 +4,7 @@ const FOR_GOOD = new Set([1008, 4000]); // closed by a rule of the server; only 
 const FIRST_WAIT = 500, LONGEST_WAIT = 8000; // milliseconds
 
 export class Link {
-  // handlers: reply(message), frame(number, prompt, jpeg), open(), lost(), refused(code, reason)
+  // handlers: reply(message), frame(number, prompt, jpeg), lost(reason), refused(code, reason)
   constructor(handlers) {
     this.handlers = handlers;
     this.wait = FIRST_WAIT;
@@ -15,8 +15,10 @@ export class Link {
     return this.socket?.readyState === WebSocket.OPEN;
   }
 
+  // Opens it now, if it is neither open nor about to be.
   open() {
     clearTimeout(this.timer);
+    if (this.socket?.readyState <= WebSocket.OPEN) return;
     const token = new URLSearchParams(location.hash.slice(1)).get("token");
     const scheme = location.protocol === "https:" ? "wss://" : "ws://";
     const socket = new WebSocket(scheme + location.host + "/stream", token ? ["rfjax.1", token] : ["rfjax.1"]);

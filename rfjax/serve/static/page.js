@@ -20,7 +20,7 @@ const state = {
   number: 0,
   seed: 1,
   asked: 0, // when the stream was started
-  offset: 0, // seconds on the timeline at the start of this stream
+  begun: false, // whether frames that come are of this stream
   resume: false, // whether a stream ran when the link was lost
 };
 const prompt = $("prompt");
@@ -33,14 +33,13 @@ const link = new Link({reply, frame, lost, refused});
 
 function start(seed = state.seed) {
   const text = prompt.value.trim() || state.prompt;
-  state.seed = seed;
-  state.resume = false;
+  Object.assign(state, {seed, resume: false, begun: false, asked: performance.now()});
   $("seed").value = seed;
-  state.sent = [{prompt: text, number: 0, at: performance.now()}];
+  player.clear();
   if (link.send("start", {prompt: text, seed})) return phase("starting");
   state.resume = true; // once the link is there
   phase("connecting");
-  if (!link.alive) link.open();
+  link.open();
 }
 
 function show(text) {
@@ -63,6 +62,7 @@ function pause(held = state.phase === "playing") {
 function stop() {
   if (recorder.running) record();
   link.send("stop");
+  state.begun = false;
   player.clear();
   phase("ready");
 }
@@ -114,10 +114,8 @@ function started(told) {
   player.clear();
   player.held = false;
   player.skipped = 0;
-  state.dropped = 0;
-  state.prompt = told.prompt;
-  state.shown = "";
-  state.asked = state.sent[0].at;
+  Object.assign(state, {begun: true, dropped: 0, prompt: told.prompt, shown: ""});
+  state.sent = [{prompt: told.prompt, number: 0, at: state.asked}];
   strip.reset(state.hello.width / state.hello.height);
   written();
 }
@@ -129,7 +127,7 @@ function denied({code, message}) {
 }
 
 function frame(number, said, jpeg) {
-  if (["starting", "playing", "paused"].includes(state.phase)) player.push(number, said, jpeg);
+  if (state.begun) player.push(number, said, jpeg);
 }
 
 // A frame is on the canvas.
@@ -153,6 +151,7 @@ function shown(entry, now) {
 
 function lost(reason) {
   state.resume ||= ["starting", "playing", "paused"].includes(state.phase);
+  state.begun = false;
   player.clear();
   if (recorder.running) record();
   const said = state.phase === "lost" && $("curtain-why").textContent; // why it was lost, not why it cannot be had again yet
@@ -161,6 +160,7 @@ function lost(reason) {
 
 function refused(code, reason) {
   if (recorder.running) record();
+  state.begun = false;
   player.clear();
   const watching = ["starting", "playing", "paused"].includes(state.phase);
   if (code === 4000 && !watching) return phase("ready"); // the link is opened again when it is wanted
@@ -204,7 +204,7 @@ function written() {
   const text = prompt.value, live = state.sent.length || ["playing", "paused"].includes(state.phase);
   const known = state.known;
   const marked = live ? pending(text, state.shown || "") : new Set();
-  $("mirror").replaceChildren(...nodes(text, marked, known), document.createTextNode("​"));
+  $("mirror").replaceChildren(...nodes(text, marked, known), document.createTextNode("\u200b"));
   const strange = known ? [...new Set(split(text))].filter((word) => !known.has(word)) : [];
   if (strange.length) $("hint").textContent = `Not among its words: ${strange.join(", ")}.`;
   else if ($("hint").textContent.startsWith("Not among")) $("hint").textContent = "";
@@ -229,7 +229,7 @@ function furnish(hello) {
   state.known = new Set(Object.values(hello.words).flat());
   $("words").replaceChildren(...Object.entries(ROWS).map(([row, group]) => {
     const [line, name, choices] = ["div", "span", "div"].map((tag) => document.createElement(tag));
-    line.role = "group";
+    line.setAttribute("role", "group");
     name.id = `row-${row}`;
     name.textContent = row;
     line.setAttribute("aria-labelledby", name.id);
@@ -282,7 +282,11 @@ $("stop").onclick = stop;
 $("record").onclick = record;
 $("keys").onclick = () => $("help").showModal();
 $("video").onclick = () => pause();
-$("seed").onchange = ({target}) => target.checkValidity() && target.value !== "" && start(target.valueAsNumber);
+$("seed").onchange = ({target}) => {
+  if (!target.checkValidity() || target.value === "") return (target.value = state.seed);
+  state.seed = target.valueAsNumber;
+  if (["playing", "paused"].includes(state.phase)) start();
+};
 prompt.oninput = () => (($("hint").textContent = ""), written());
 $("form").onsubmit = (event) => (event.preventDefault(), show(prompt.value));
 
