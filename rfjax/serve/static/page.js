@@ -189,7 +189,7 @@ function phase(name, why = "") {
   $("curtain").disabled = !able || runs;
   $("curtain").setAttribute("aria-label", able && !runs ? "Start the video" : WORDS[name]);
   $("pause").textContent = {playing: "Pause", paused: "Go on"}[name] ?? "Start";
-  for (const id of ["pause", "reseed"]) $(id).disabled = !able;
+  for (const id of ["pause", "reseed"]) $(id).disabled = !able || name === "starting";
   for (const id of ["restart", "stop"]) $(id).disabled = !runs;
   $("record").disabled = !recorder.kind || !["playing", "paused"].includes(name);
   status({ready: "Ready", starting: "Starting", playing: "On air", paused: "Paused"}[name] ?? WORDS[name]);

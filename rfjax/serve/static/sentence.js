@@ -36,14 +36,15 @@ export function pending(text, shown) {
 
 // The text as nodes: a <mark> for each run of pending words, <u> for unknown ones.
 export function nodes(text, marked, known) {
+  const strange = split(text).map((word) => known && !known.has(word));
+  const pends = (index) => marked.has(index) && !strange[index];
   const out = [];
   let index = -1;
   for (const piece of text.split(/([\w']+)/)) {
     const word = /[\w']/.test(piece);
     index += word;
-    const unknown = word && known && !known.has(piece.toLowerCase());
-    const mark = marked.has(index) && (word || marked.has(index + 1));
-    const tag = unknown ? "u" : mark ? "mark" : "span";
+    const mark = pends(index) && (word || pends(index + 1));
+    const tag = word && strange[index] ? "u" : mark ? "mark" : "span";
     if (tag === "mark" && out.at(-1)?.localName === tag) out.at(-1).textContent += piece;
     else out.push(Object.assign(document.createElement(tag), {textContent: piece}));
   }
