@@ -204,6 +204,8 @@ def test_advice_begins_with_what_takes_most():
     assert "chip, the step 31 " not in report.advice(busy, settings)
     assert report.advice(many, settings).split("; ")[1].startswith("more devices along config.mesh.fsdp")
     assert report.advice(busy, settings).split("; ")[1].startswith("a larger config.accumulate (now 1)")
+    codec = command.config.load(str(ROOT / "configs/shapes_vae.py"))
+    assert "config.dit" not in report.advice(busy, codec)
 
 
 # The command

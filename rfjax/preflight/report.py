@@ -60,8 +60,9 @@ def advice(found: dict[str, Any], settings: ConfigDict) -> str:
     lying, busy = found["arguments"] + found["elsewhere"], found["temporaries"] + found["outputs"]
     fewer = "more devices along config.mesh.fsdp"
     less = [f"a larger config.accumulate (now {settings.get('accumulate', 1)})"]
-    less += ["config.dit.remat = True"] * (not settings.dit.get("remat", False))
-    less += ["config.dit.dtype = 'bfloat16'"] * (settings.dit.get("dtype", "float32") == "float32")
-    less += ["more devices along config.mesh.context"]
+    if settings.stage != "vae":
+        less += ["config.dit.remat = True"] * (not settings.dit.get("remat", False))
+        less += ["config.dit.dtype = 'bfloat16'"] * (settings.dit.get("dtype", "float32") == "float32")
+        less += ["more devices along config.mesh.context"]
     said = f"parameters and optimisers take {gib(lying)} of a chip, the step {gib(busy)}"
     return f"{said}; {', '.join([fewer, *less] if lying > busy else [*less, fewer])}"
