@@ -177,6 +177,7 @@ def pictures(browser, address: str, folder: Path) -> None:
             time.sleep(10)
             page.click("#words button[data-row=background][value=purple]")
             page.wait_for_selector("#mirror mark")
+            page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / f"live-{look}-{scheme}.png")
             page.context.close()
 

@@ -208,7 +208,7 @@ function written() {
   const strange = known ? [...new Set(split(text))].filter((word) => !known.has(word)) : [];
   if (strange.length) $("hint").textContent = `Not among its words: ${strange.join(", ")}.`;
   else if ($("hint").textContent.startsWith("Not among")) $("hint").textContent = "";
-  $("show").hidden = !state.prompt || strange.length > 0 || !text.trim() || split(text).join(" ") === split(state.prompt).join(" ");
+  $("show").hidden = state.settling || !state.prompt || strange.length > 0 || !text.trim() || split(text).join(" ") === split(state.prompt).join(" ");
   if (!known) return;
   const said = read(text, state.hello.words);
   for (const button of document.querySelectorAll("#words button"))
@@ -259,9 +259,9 @@ function choose(row, word) {
   for (const [name, value] of Object.entries(read(prompt.value, groups))) if (value) said[name] = value;
   said[row] = row === "size" && said.size === word ? undefined : word;
   prompt.value = compose(said);
-  written();
   clearTimeout(state.settling);
-  state.settling = setTimeout(() => show(prompt.value), SETTLE);
+  state.settling = setTimeout(() => ((state.settling = 0), show(prompt.value)), SETTLE);
+  written();
 }
 
 function figures() {
