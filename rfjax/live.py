@@ -222,7 +222,7 @@ def _empty(sampler: Sampler, limit: int) -> Shelf:
 
 
 def _fresh(model: Model, frame_shape: tuple[int, ...]) -> RolloutState:
-    return rollout.recalling(rollout.rolling_init(model, 1, frame_shape))
+    return rollout.begin(model, "rolling", 1, frame_shape, recall=True)
 
 
 def _rows(tree: Any, slots: Array) -> Any:
