@@ -144,7 +144,8 @@ def test_the_command_makes_a_video_of_a_script(capsys):
         (["--script", "story.txt", "--seconds", "5"], "story.txt, line 2: it comes when the video is over"),
         (["--script", "dragon.txt"], "dragon.txt, line 1: Unknown in the prompt: dragon"),
         (["--script", "none.txt"], "Cannot read the script none.txt"),
-        (["--change", "slowly"], "'slowly' is no way to change a prompt"),
+        (["--script", "story.txt", "--change", "slowly"], "'slowly' is no way to change a prompt"),
+        (["--change", "recache"], "--change says what new prompts do; give it with --script"),
     ],
 )
 def test_mistakes_of_the_command_are_one_sentence_and_leave_nothing(capsys, arguments, says):
