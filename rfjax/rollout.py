@@ -237,29 +237,23 @@ def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, steady: 
     return state.replace(window=window, cache=cache, clean=clean, index=state.index + 1)
 
 
-def rolling_step(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+def rolling_branch(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
 ) -> tuple[RolloutState, Array]:
     """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
 
     In the first S-1 windows nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
-    between nothing is masked and no key is wasted.
+    between, which `steady` promises, nothing is masked and no key is wasted.
     """
-    first = state.index - model.config.num_steps + 1
-    steady = (first >= jnp.maximum(model.config.span_blocks, state.given)) & (state.index < num_blocks)
-    branch = functools.partial(rolling_branch, model, noise, num_blocks)
-    return jax.lax.cond(
-        steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state
-    )
-
-
-def rolling_branch(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
-) -> tuple[RolloutState, Array]:
-    """`rolling_step` where it is known whether the window is in the steady state."""
     state = enter(model, noise, state)
     x0 = window_call(model, state.cache, state.window, state.index, num_blocks, state.given, steady=steady)
     return leave(model, noise, state, x0, steady), x0[:, 0]
+
+
+def rolling_steady(config: RolloutConfig, state: RolloutState, num_blocks: Array) -> Array:
+    """Whether the next window holds S blocks, and the cache all that they see."""
+    first = state.index - config.num_steps + 1
+    return (first >= jnp.maximum(config.span_blocks, state.given)) & (state.index < num_blocks)
 
 
 # Self Forcing
@@ -299,25 +293,14 @@ def denoise_block(
     return block_call(model, cache, x, block, last_step, steady), x
 
 
-def self_forcing_step(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+def self_forcing_branch(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
 ) -> tuple[RolloutState, Array]:
     """Block b from noise to x0 in S calls, then its clean call. Returns the next state and the block [B, f, H, W, C]."""
     del num_blocks  # a block never looks ahead, so the clip's end does not matter
-    c = model.config
-
-    def branch(cache, block, steady):
-        x0, _ = denoise_block(model, noise, cache, block, c.num_steps - 1, steady)
-        return clean_call(model, cache, block, x0, steady), x0
-
-    block, steady = state.index, state.index >= c.span_blocks
-    cache, x0 = jax.lax.cond(
-        steady,
-        functools.partial(branch, steady=True),
-        functools.partial(branch, steady=False),
-        state.cache,
-        block,
-    )
+    block = state.index
+    x0, _ = denoise_block(model, noise, state.cache, block, model.config.num_steps - 1, steady)
+    cache = clean_call(model, state.cache, block, x0, steady)
     return state.replace(cache=cache, clean=_recall(state.clean, cache, block, x0), index=block + 1), x0
 
 
@@ -325,16 +308,35 @@ def self_forcing_step(
 
 
 class Method(NamedTuple):
-    """A way to roll out: its first state, its step, and how many steps pass before the first block is finished."""
+    """A way to roll out: its first state, its step in two forms and when the steady one holds, and how many steps pass before the
+    first block is finished."""
 
     init: Callable[..., RolloutState]
-    step: Callable[..., tuple[RolloutState, Array]]
+    branch: Callable[..., tuple[RolloutState, Array]]
+    steady: Callable[[RolloutConfig, RolloutState, Array], Array]
     lead: Callable[[RolloutConfig], int]
+
+    def step(
+        self, model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+    ) -> tuple[RolloutState, Array]:
+        """The next state, and the block [B, f, H, W, C] that is finished."""
+        branch = functools.partial(self.branch, model, noise, num_blocks)
+        return jax.lax.cond(
+            self.steady(model.config, state, num_blocks),
+            functools.partial(branch, steady=True),
+            functools.partial(branch, steady=False),
+            state,
+        )
 
 
 METHODS = {
-    "rolling": Method(rolling_init, rolling_step, lambda config: config.num_steps - 1),
-    "self_forcing": Method(self_forcing_init, self_forcing_step, lambda config: 0),
+    "rolling": Method(rolling_init, rolling_branch, rolling_steady, lambda config: config.num_steps - 1),
+    "self_forcing": Method(
+        self_forcing_init,
+        self_forcing_branch,
+        lambda config, state, num_blocks: state.index >= config.span_blocks,
+        lambda config: 0,
+    ),
 }
 
 

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -230,11 +230,16 @@ def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
     quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
 
 
-def check_devices(settings: ml_collections.ConfigDict, devices: placement.Devices, clips: int) -> None:
-    """UserError where these devices are not there, or do not divide so many clips, the network's heads, or a frame's tokens."""
+def check_devices(
+    settings: ml_collections.ConfigDict,
+    devices: placement.Devices,
+    clips: int,
+    there: Sequence[jax.Device] | None = None,
+) -> None:
+    """UserError where these devices are not `there`, or do not divide so many clips, the network's heads, or a frame's tokens."""
     video, network, codec, _ = sections(settings)
     height, width, _ = latent_size(video, codec, network)
-    placement.check(devices, clips, network, height * width // math.prod(network.patch_size))
+    placement.check(devices, clips, network, height * width // math.prod(network.patch_size), there)
 
 
 def load(

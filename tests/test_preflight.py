@@ -3,6 +3,7 @@
 import functools
 import re
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -334,6 +335,14 @@ def test_command_fails_in_one_sentence(path, capsys, args, says):
         command.main(["--config", path, *args])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_a_stage_s_config_says_that_only_sampling_is_counted(capsys):
+    command.main(["--config", str(Path(__file__).parents[1] / "configs/shapes_distill.py"), "--memory", "8"])
+    assert (
+        "This is sampling. What training its stage 'distill' takes is told with --topology"
+        in capsys.readouterr().out
+    )
 
 
 def test_command_where_the_device_does_not_say(path, capsys, monkeypatch):
