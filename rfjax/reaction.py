@@ -102,7 +102,8 @@ def judge(before: np.ndarray, after: np.ndarray, caption: str, kind: str, fps: f
     named, measures = shapes.parse(caption), detect.measure(after, fps=fps)
     then, now = detect.detect(before[-CALM:], fps=fps), detect.summarise(measures, len(after) - CALM)
     if kind == "colour":
-        there = colours(measures.tracks[0].rgb) == named.objects[0].colour
+        track = measures.tracks[0]
+        there = track.seen & (colours(track.rgb) == named.objects[0].colour)
         rest = (now.texture - then.texture)[np.isfinite(now.texture) & np.isfinite(then.texture)]
     else:
         there = colours(np.nanmean(measures.backdrop, (1, 2))) == named.background
