@@ -54,9 +54,8 @@ def add_content(group) -> None:
     add("--script", metavar="FILE", help="text file with prompts at times: 0:00 …, then 0:20 …, a line each")
     add(
         "--change",
-        default=change.DEFAULT,
         metavar="POLICY",
-        help=f"what a new prompt of a script does: {change.WORDS} (default %(default)s)",
+        help=f"what a script's new prompt does: {change.WORDS} (default {change.DEFAULT})",
     )
     add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
     add("--seconds", type=float, help="length of the clips (default 10, of a script until 10 after its last)")
@@ -130,8 +129,10 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def read_script(args: argparse.Namespace) -> list[script.Line]:
-    """The lines of --script, if any; --seconds is filled in where it is not given."""
-    change.parse(args.change)
+    """The lines of --script, if any; --seconds is filled in where it is not given, and --change read."""
+    if args.change and not args.script:
+        raise UserError("--change says what new prompts do; give it with --script.")
+    args.change = change.parse(args.change or change.DEFAULT)
     if args.script is None:
         args.seconds = 10.0 if args.seconds is None else args.seconds
         return []
@@ -283,9 +284,9 @@ def stream(
             if args.devices:
                 model = model.over(devices)
             script.check(lines, model)
-            how, begin = change.parse(args.change), model.encode(given)
-            clip = prompts, args.seed, model.latent_frames(total), args.method, begin, how.recache
-            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.method, how)
+            begin, recall = model.encode(given), args.change.recache
+            clip = prompts, args.seed, model.latent_frames(total), args.method, begin, recall
+            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.method, args.change)
             if not (args.prompt or args.prompts_file or args.script):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)

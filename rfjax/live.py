@@ -80,10 +80,7 @@ class Live:
         self._model = Model(sampler.dit, sampler.params["dit"], None, sampler.rollout)
         self._places: list[Place | None] = [None] * limit
         self._sizes = [*(2**n for n in range((limit - 1).bit_length())), limit]
-        self._clear()
-
-    def _clear(self) -> None:
-        self._shelf = _empty(self.sampler, self.limit)
+        self._shelf = _empty(sampler, self._model, limit)
 
     def warm(self) -> None:
         """Compiles every program, by running it on empty slots; before the first stream joins."""
@@ -207,9 +204,8 @@ def _key(seed: int) -> np.ndarray:
     return np.asarray(clip_keys(seed, 1))
 
 
-def _empty(sampler: Sampler, limit: int) -> Shelf:
+def _empty(sampler: Sampler, model: Model, limit: int) -> Shelf:
     """A shelf of zeros; `_begin` makes a slot ready."""
-    model = Model(sampler.dit, sampler.params["dit"], None, sampler.rollout)
     block = jax.ShapeDtypeStruct((1, *sampler.frame_shape), jnp.float32)
     state = jax.eval_shape(functools.partial(_fresh, model, sampler.frame_shape))
     _, past = jax.eval_shape(
@@ -222,7 +218,7 @@ def _empty(sampler: Sampler, limit: int) -> Shelf:
 
 
 def _fresh(model: Model, frame_shape: tuple[int, ...]) -> RolloutState:
-    return rollout.recalling(rollout.rolling_init(model, 1, frame_shape))
+    return rollout.begin(model, "rolling", 1, frame_shape, recall=True)
 
 
 def _rows(tree: Any, slots: Array) -> Any:

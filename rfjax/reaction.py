@@ -8,6 +8,7 @@ The detector says from which frame on the new colour is there, and whether all e
 """
 
 import argparse
+import colorsys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -100,14 +101,14 @@ def judge(before: np.ndarray, after: np.ndarray, caption: str, kind: str, fps: f
     """One clip [F, H, W, 3] before and after its prompt became `caption`."""
     named, measures = shapes.parse(caption), detect.measure(after, fps=fps)
     then, now = detect.detect(before[-CALM:], fps=fps), detect.summarise(measures, len(after) - CALM)
-    frames = [detect.summarise(measures, n, n + 1) for n in range(len(after))]
     if kind == "colour":
-        there = [found.objects[0].colour == named.objects[0].colour for found in frames]
+        track = measures.tracks[0]
+        there = track.seen & (colours(track.rgb) == named.objects[0].colour)
         rest = (now.texture - then.texture)[np.isfinite(now.texture) & np.isfinite(then.texture)]
     else:
-        there = [found.background == named.background for found in frames]
+        there = colours(np.nanmean(measures.backdrop, (1, 2))) == named.background
         rest = now.objects[0].rgb - then.objects[0].rgb
-    runs = np.lib.stride_tricks.sliding_window_view(np.array(there), HOLDS).all(1)
+    runs = np.lib.stride_tricks.sliding_window_view(there, HOLDS).all(1)
     shown = np.concatenate([before[-1:], after]).astype(np.float32)
     way = np.diff(measures.tracks[0].centre, axis=0)
     way -= shapes.SPAN * np.round(way / shapes.SPAN)
@@ -119,6 +120,13 @@ def judge(before: np.ndarray, after: np.ndarray, caption: str, kind: str, fps: f
         size=now.objects[0].size == then.objects[0].size,
         rest=255 * float(np.sqrt(np.mean(rest**2))),
     )
+
+
+def colours(rgb: np.ndarray) -> np.ndarray:
+    """The names of colours [F, 3]."""
+    hues = np.array([360 * colorsys.rgb_to_hsv(*pixel)[0] for pixel in rgb.tolist()])
+    gaps = detect.hue_gap(hues[:, None], np.array(list(shapes.HUES.values())))
+    return np.array(shapes.COLOURS)[gaps.argmin(1)]
 
 
 def row(policy: str, reactions: list[Reaction]) -> str:

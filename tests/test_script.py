@@ -90,7 +90,7 @@ def test_the_block_on_screen(model):
 def clip(model, text, policy, method="rolling"):
     """The latents of a script's video, block by block."""
     lines, how = read(text)[0], change.parse(policy)
-    stream = model.latents([RED], 3, 3 * BLOCKS, method, recall=how.recache)
+    stream = model.latents([RED], 3, 3 * BLOCKS, method, recall=True)
     return np.stack(list(script.play(lines, model, stream, 1, method, how)))[:, 0]
 
 
@@ -116,7 +116,7 @@ def test_the_prompt_changes_for_the_block_that_is_on_screen_then(model, time, po
 def test_every_prompt_has_its_turn(model):
     """As a stream does that is talked to: windows 4 and 10 are the first under their prompts."""
     shown = clip(model, f"0:00 {RED}\n0:03 {BLUE}\n0:07.5 {RED}", "keep")
-    stream, blocks = model.latents([RED], 3, 3 * BLOCKS), []
+    stream, blocks = model.latents([RED], 3, 3 * BLOCKS, recall=True), []
     for count in itertools.count():
         if count in (1, 7):
             stream.change(model.bind([BLUE if count == 1 else RED]).text_kv, change.parse("keep"))
@@ -144,7 +144,8 @@ def test_the_command_makes_a_video_of_a_script(capsys):
         (["--script", "story.txt", "--seconds", "5"], "story.txt, line 2: it comes when the video is over"),
         (["--script", "dragon.txt"], "dragon.txt, line 1: Unknown in the prompt: dragon"),
         (["--script", "none.txt"], "Cannot read the script none.txt"),
-        (["--change", "slowly"], "'slowly' is no way to change a prompt"),
+        (["--script", "story.txt", "--change", "slowly"], "'slowly' is no way to change a prompt"),
+        (["--change", "recache"], "--change says what new prompts do; give it with --script"),
     ],
 )
 def test_mistakes_of_the_command_are_one_sentence_and_leave_nothing(capsys, arguments, says):
