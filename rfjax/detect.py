@@ -25,9 +25,9 @@ MATCH = 0.7  # least mean overlap with a shape to call it one
 SIDE = int(shapes.SPAN)
 PLAIN = 0.06  # most lightness contrast of a plain surface
 DIRECTED = 0.65  # least coherence of the lightness gradient of stripes
-STEP = 3  # frames between which displacement and rotation are taken
+STEP = 6  # frames between which displacement and rotation are taken
 CHUNK = 80  # frames measured at a time, for memory's sake
-STILL = 1.0  # least displacement of a moving object in STEP frames, pixels
+STILL = 2.0  # least displacement of a moving object in STEP frames, pixels
 BINS = 96  # angles of the polar samples
 LIMIT = 9  # greatest turn in STEP frames, in bins: less than half the period of a star
 
