@@ -173,7 +173,8 @@ def _sample_thing(rng, name):
         pattern_period=rng.uniform(9.0, 13.0),
         pattern_phase=rng.uniform(0, 2 * np.pi, 2),
         start=rng.uniform(reach, SPAN - reach, 2),
-        velocity=rng.uniform(*SPEEDS.get(name.motion, (0.0, 0.0))) * np.array([np.cos(heading), np.sin(heading)]),
+        velocity=rng.uniform(*SPEEDS.get(name.motion, (0.0, 0.0)))
+        * np.array([np.cos(heading), np.sin(heading)]),
         rate=rng.uniform(slow, fast) * rng.choice([-1.0, 1.0]),
         angle=rng.uniform(0, 2 * np.pi),
         orbit=orbit,
