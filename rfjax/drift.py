@@ -22,19 +22,19 @@ UNITS = {  # of the distances between two spans of a clip
     "motion": "%",
 }
 ANCHORS = {  # distance that counts as 0: 95 % of rendered clips are nearer; and as 1: two scenes' mean, or all of an edge
-    "colour": (0.5, 50.0),
-    "surface": (0.5, 10.0),
-    "size": (1.0, 20.0),
-    "shape": (1.0, 10.0),
+    "colour": (0.2, 93.0),
+    "surface": (0.2, 12.0),
+    "size": (0.5, 20.0),
+    "shape": (0.2, 16.0),
     "edge": (5.0, 100.0),
-    "background": (0.5, 20.0),
-    "motion": (5.0, 70.0),
+    "background": (0.1, 33.0),
+    "motion": (1.0, 66.0),
 }
-LEAST = {  # pixels that change in STEP frames, by the object's own: the least of rendered clips
-    "bouncing": 0.1,
-    "drifting": 0.1,
-    "orbiting": 0.1,
-    "spinning": 0.05,
+LEAST = {  # dynamic degree from which on a clip moves: half the least of rendered ones
+    "bouncing": 0.33,
+    "drifting": 0.35,
+    "orbiting": 0.21,
+    "spinning": 0.14,
 }
 SLOW = 6.0  # pixels a second: slower than anything in the world; below it a change of motion is not told
 PARTS = ("colour", "surface", "size", "form", "background", "motion")
@@ -98,7 +98,7 @@ def dynamic(found):
 
 
 def moving(found, named):
-    """How much of the least motion that rendered clips of these names have is there: 0 (frozen) … 1."""
+    """Whether it moves as such names do: dynamic degree over `LEAST`, 0 (frozen) … 1."""
     least = np.mean([LEAST[one.motion] for one in named])
     return float(min(1.0, dynamic(found) / least))
 

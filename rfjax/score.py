@@ -159,4 +159,4 @@ def _object_kept(then, now, named):
 
 def _changed(before, after):
     """Relative change in %, at most 200: that of a motion that turns back."""
-    return 100 * min(2.0, abs(after - before) / max(abs(before), 1e-3))
+    return float(np.minimum(200, 100 * abs(after - before) / max(abs(before), 1e-3)))

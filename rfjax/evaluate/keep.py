@@ -48,7 +48,7 @@ def folder(name: str | None, run: dict[str, Any]) -> Iterator[Path]:
         differ = sorted(key for key in run | before if run.get(key) != before.get(key))
         if differ:
             raise UserError(
-                f"{name} holds the scores of another run (its {', '.join(differ)} differ); give another folder for this one."
+                f"{name} holds the scores of another run (not the same {', '.join(differ)}); give this one a folder of its own."
             )
     else:
         write(place / "run.json", run)

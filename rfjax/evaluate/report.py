@@ -43,14 +43,12 @@ def score_table(scores):
     """The drift score and its parts, each 0 (as rendered) … 1 (another scene, or frozen)."""
     found = summary(scores)
     names = ("drift score", *drift.PARTS, "moving")
-    cells = (f"{found[name]['mean']:.3f} ± {found[name]['error']:.3f}" for name in names)
-    lines = [
-        f"Drift, last {WINDOW} s against first {WINDOW} s: 0 as rendered … 1 another scene or frozen",
-        "",
-    ]
-    return "\n".join(
-        [*lines, f"| {' | '.join(names)} |", "|---" * len(names) + "|", f"| {' | '.join(cells)} |"]
-    )
+    cells = (_with_error(*found[name].values(), ".3f") for name in names)
+    title = f"Drift, last {WINDOW} s against first {WINDOW} s: 0 as rendered … 1 another scene or frozen"
+    if min(len(clip["level"]["speed"]) for clip in scores) < 2 * WINDOW:
+        title += f" (of little use here: in clips under {2 * WINDOW} s the two overlap)"
+    rows = (" | ".join(names), "|".join(["---"] * len(names)), " | ".join(cells))
+    return "\n".join([title, "", *(f"| {row} |" for row in rows)])
 
 
 def compared(methods):
@@ -58,7 +56,7 @@ def compared(methods):
     lines = ["| drift score | mean ± standard error over clips |", "|---|---|"]
     for name, scores in methods.items():
         found = summary(scores)["drift score"]
-        lines.append(f"| {name} | {found['mean']:.3f} ± {found['error']:.3f} |")
+        lines.append(f"| {name} | {_with_error(*found.values(), '.3f')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -91,12 +89,17 @@ def ends_table(series):
     lines = [f"| | first {WINDOW} s | last {WINDOW} s | change |", "|---|---|---|---|"]
     for name, clips in series.items():
         ends = np.array([[_mean(clip[:WINDOW]), _mean(clip[-WINDOW:])] for clip in clips]).T
-        cells = (
-            f"{mean:.3g} ± {error:.2g}"
-            for mean, error in zip(*mean_error(np.array([*ends, ends[1] - ends[0]])), strict=True)
-        )
+        pairs = zip(*mean_error(np.array([*ends, ends[1] - ends[0]])), strict=True)
+        cells = (_with_error(*pair, ".3g") for pair in pairs)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _with_error(mean, error, form):
+    """A mean ± its standard error, which one clip has none of; "–" where nothing can be said."""
+    if not np.isfinite(mean):
+        return "–"
+    return f"{mean:{form}} ± {error:{form}}" if np.isfinite(error) else f"{mean:{form}}"
 
 
 def _mean(values):
@@ -127,4 +130,4 @@ def _kept_table(scores):
         "|---" * len(KEPT) + "|",
     ]
     found = [mean_error(np.array([clip["kept"][name] for clip in scores], float)) for name in KEPT]
-    return "\n".join([*lines, f"| {' | '.join(f'{mean:.1f} ± {error:.1f}' for mean, error in found)} |"])
+    return "\n".join([*lines, f"| {' | '.join(_with_error(*pair, '.1f') for pair in found)} |"])

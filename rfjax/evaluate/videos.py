@@ -74,14 +74,14 @@ def _shape(path):
 def _second(video, fps):
     """Frames uint8 [n, H, W, 3] → {measure: value}, mean lightness of every frame [n], mean colour in CIELAB [3]."""
     luma = video @ np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
-    down, across = (np.diff(luma, axis=axis) for axis in (1, 2))
+    steps = [np.square(np.diff(video.astype(np.float32), axis=axis)).mean() for axis in (1, 2)]
     some = lab(video[:: max(1, len(video) // PAIRS)] / 255)
     first = np.linspace(0, len(luma) - 2, min(PAIRS, len(luma) - 1)).astype(int)
     stride = max(1, min(luma.shape[1:]) // FLOW_SIDE)
     small = _pooled(luma, stride)
     flow = np.mean([block_flow(small[frame], small[frame + 1]) for frame in first])
     row = {
-        "sharpness": float(np.sqrt((down**2).mean() + (across**2).mean())),
+        "sharpness": float(np.sqrt(sum(steps))),
         "contrast": float(luma.std((1, 2)).mean()),
         "saturation": float(np.hypot(some[..., 1], some[..., 2]).mean()),
         "flow": float(100 * flow * fps / min(small.shape[1:])),
