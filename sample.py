@@ -18,7 +18,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rfjax import attention, compilation, config, footage, placement, preflight, quantize, sampler, video
+from rfjax import (
+    attention,
+    change,
+    compilation,
+    config,
+    footage,
+    placement,
+    preflight,
+    quantize,
+    sampler,
+    script,
+    video,
+)
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.rollout import METHODS
 
@@ -29,29 +41,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument
+    add_content(parser.add_argument_group("what to show"))
+    add_output(parser.add_argument_group("what to write"))
+    add_machinery(parser.add_argument_group("what makes it"))
+    return parser.parse_args(argv)
+
+
+def add_content(group) -> None:
+    add = group.add_argument
     add("--prompt", action="append", default=[], help="what to show; may be given several times")
     add("--prompts_file", metavar="FILE", help="text file with one prompt a line")
+    add("--script", metavar="FILE", help="text file with prompts at times: 0:00 …, then 0:20 …, a line each")
+    add(
+        "--change",
+        metavar="POLICY",
+        help=f"what a script's new prompt does: {change.WORDS} (default {change.DEFAULT})",
+    )
     add("--num_samples", type=int, default=1, metavar="N", help="clips for each prompt")
-    add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
-    add(
-        "--out",
-        default="clip.mp4",
-        help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
-    )
-    add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
-    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
-    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
-    add(
-        "--weights",
-        metavar="DIR|HUB_ID",
-        help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
-    )
-    add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
-    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
-    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
-    add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
-    begin = parser.add_mutually_exclusive_group()
+    add("--seconds", type=float, help="length of the clips (default 10, of a script until 10 after its last)")
+    begin = group.add_mutually_exclusive_group()
     begin.add_argument("--image", metavar="FILE", help="a picture that the clips begin with")
     begin.add_argument(
         "--video", metavar="FILE", help="a video that the clips go on from; --seconds counts it in"
@@ -62,17 +70,42 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="crop",
         help="how a picture or video of other sides is made to fit (default crop)",
     )
+    add("--seed", type=int, default=0, help="another seed gives other clips")
+
+
+def add_output(group) -> None:
+    add = group.add_argument
+    add(
+        "--out",
+        default="clip.mp4",
+        help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
+    )
+    add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
+    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
+    add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
+    add(
+        "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
+    )
+    add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+
+
+def add_machinery(group) -> None:
+    add = group.add_argument
+    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
+    add(
+        "--weights",
+        metavar="DIR|HUB_ID",
+        help="folder with dit.safetensors, vae.safetensors, …, or a repository of the hub (default: config.weights)",
+    )
     add(
         "--method",
         choices=sorted(METHODS),
         default="rolling",
         help="how clips are rolled out (default rolling)",
     )
-    add("--seed", type=int, default=0, help="another seed gives other clips")
-    add(
-        "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
-    )
-    add("--crf", type=int, default=16, help="mp4 quality: 0 lossless … 51 worst (default %(default)s)")
+    add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
+    add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
+    add("--attention", choices=attention.BACKENDS, help="its kernel (default: config.dit.attention)")
     add(
         "--devices",
         metavar="WHICH",
@@ -84,7 +117,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="where compiled programs are kept (default $RFJAX_CACHE or ~/.cache/rfjax/jax)",
     )
-    return parser.parse_args(argv)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -94,6 +126,20 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--num_samples must be at least 1, not {args.num_samples}.")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed must lie between 0 and 2^32 - 1, not {args.seed}.")
+
+
+def read_script(args: argparse.Namespace) -> list[script.Line]:
+    """The lines of --script, if any; --seconds is filled in where it is not given, and --change read."""
+    if args.change and not args.script:
+        raise UserError("--change says what new prompts do; give it with --script.")
+    args.change = change.parse(args.change or change.DEFAULT)
+    if args.script is None:
+        args.seconds = 10.0 if args.seconds is None else args.seconds
+        return []
+    if args.prompt or args.prompts_file:
+        raise UserError("--script has all prompts; leave out --prompt and --prompts_file.")
+    lines, args.seconds = script.read(args.script, args.seconds)
+    return lines
 
 
 def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
@@ -214,9 +260,12 @@ def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total
 
 
 def stream(
-    args: argparse.Namespace, settings, prompts: list[str]
+    args: argparse.Namespace, settings, prompts: list[str], lines: list[script.Line]
 ) -> tuple[list[list[video.Writer]], float, float]:
-    """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does."""
+    """Opens the files, loads the sampler, fills the files. Returns the writers and what `produce` does.
+
+    The clips begin with the prompts, and go on with those of a script's `lines`, if any.
+    """
     look, network, _, roll = sampler.sections(settings)
     sampler.check(network, roll)
     devices = placement.parse(args.devices) if args.devices else placement.Devices()
@@ -234,9 +283,11 @@ def stream(
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
             if args.devices:
                 model = model.over(devices)
-            begin = model.encode(given)
-            latents = model.latents(prompts, args.seed, model.latent_frames(total), args.method, begin)
-            if not (args.prompt or args.prompts_file):
+            script.check(lines, model)
+            begin, recall = model.encode(given), args.change.recache
+            clip = prompts, args.seed, model.latent_frames(total), args.method, begin, recall
+            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.method, args.change)
+            if not (args.prompt or args.prompts_file or args.script):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
     except BaseException:
@@ -258,14 +309,16 @@ def tee(blocks: Iterable, collected: list | None) -> Iterator:
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    lines = read_script(args)
     check_numbers(args)
     compilation.keep_programs(args.compile_cache)
     compile_seconds = compilation.stopwatch()
     settings = override(config.load(args.config), args)
-    prompts = read_prompts(args, settings.prompt)
-    clips, first, rate = stream(args, settings, prompts)
+    prompts = read_prompts(args, lines[0].prompt if lines else settings.prompt)
+    clips, first, rate = stream(args, settings, prompts, lines)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):
-        print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"')
+        story = "".join(f', from {line.seconds:g} s "{line.prompt}"' for line in lines[1:])
+        print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"{story}')
     compiling = compile_seconds()
     print(
         f"First frame after {first:.1f} s, then {rate:.1f} frames/s; compiling or loading programs took {compiling:.1f} s in all."

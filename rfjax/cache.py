@@ -119,11 +119,13 @@ def read_denoise(cache: KVCache, first: Array, size, block_frames: int, steady: 
 def read_clean(cache: KVCache, block: Array, block_frames: int, steady: bool) -> Past:
     """Keys for the clean call on `block`: the newest `span - 1` blocks before it, all at their true positions.
 
-    The sink takes part only while it is among them. `steady` promises that all of them exist.
+    The sink takes part only while it is among them. `steady` promises that all of them exist; of an old block's some may have
+    left the ring.
     """
     recent = _recent(block, cache.config.span_blocks - 1)
     slots = _slot(cache.config, jnp.maximum(recent, 0))
-    return _read(cache, slots, recent * block_frames, block_frames, None if steady else recent >= 0)
+    valid = None if steady else (recent >= 0) & (cache.block[slots] == recent)
+    return _read(cache, slots, recent * block_frames, block_frames, valid)
 
 
 class Policy(NamedTuple):

@@ -73,11 +73,15 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
     """The dataclass that section `name` of the config describes; UserError when it is missing or wrong."""
     if name not in config:
         raise UserError(f"The config has no section {name!r}; add `config.{name} = dict(…)`.")
-    fields = {field.name for field in dataclasses.fields(dataclass)}
+    fields = {field.name: field for field in dataclasses.fields(dataclass)}
     for field in config[name]:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, 1) or [", ".join(sorted(fields))]
             raise UserError(f"config.{name} has no field {field!r}; did you mean {near[0]}?")
+    unset = dataclasses.MISSING
+    needed = [field for field, of in fields.items() if of.default is of.default_factory is unset]
+    if missing := [field for field in needed if field not in config[name]]:
+        raise UserError(f"config.{name} lacks {', '.join(missing)}; add what is missing.")
     try:
         return dataclass(**config[name])
     except (TypeError, ValueError) as error:

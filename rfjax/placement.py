@@ -10,6 +10,7 @@ a block while the network is at work on the next; without one it runs where the 
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -55,8 +56,10 @@ def parse(text: str) -> Devices:
     return Devices(**{pair[1]: int(pair[2]) for pair in pairs})
 
 
-def check(devices: Devices, clips: int, network: DiTConfig, tokens: int) -> None:
-    """UserError where the devices do not divide the clips, the heads, or the tokens of a frame, or are not there."""
+def check(
+    devices: Devices, clips: int, network: DiTConfig, tokens: int, there: Sequence | None = None
+) -> None:
+    """UserError where they do not divide the clips, the heads, or the tokens of a frame, or are not `there` (default: here)."""
     for name, count, what in (
         ("data", clips, "clips"),
         ("decoder", clips, "clips"),
@@ -67,14 +70,14 @@ def check(devices: Devices, clips: int, network: DiTConfig, tokens: int) -> None
             raise UserError(
                 f"--devices has {name}={getattr(devices, name)}, which does not divide the {count} {what}."
             )
-    needed, there = devices.data * devices.context + devices.decoder, len(jax.local_devices())
-    if needed > there:
-        raise UserError(f"--devices asks for {needed} devices and there are {there}; ask for no more.")
+    needed, number = devices.data * devices.context + devices.decoder, len(there or jax.local_devices())
+    if needed > number:
+        raise UserError(f"--devices asks for {needed} devices and there are {number}; ask for no more.")
 
 
-def place(devices: Devices) -> Placement:
-    """Meshes over the first devices of this process, those of the network nearest to each other."""
-    here, count = jax.local_devices(), devices.data * devices.context
+def place(devices: Devices, there: Sequence | None = None) -> Placement:
+    """Meshes over the first devices of those that are `there` (default: here), those of the network nearest to each other."""
+    here, count = list(there or jax.local_devices()), devices.data * devices.context
     network = sharding.make_mesh(sharding.MeshConfig(devices.data, 1, devices.context), here[:count])
     if not devices.decoder:
         return Placement(network, network)

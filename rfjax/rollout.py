@@ -1,4 +1,4 @@
-"""Rolling Forcing and Self Forcing rollouts (arXiv 2509.25161, 2506.08009): one step, driven by a scan or for ever.
+"""Rolling Forcing and Self Forcing rollouts (arXiv 2509.25161, 2506.08009): one step, driven by a scan or (`stream.py`) for ever.
 
 A clip is blocks 0 … n-1 of f latent frames. Rolling window i holds blocks a … z, a = max(0, i-S+1), z = min(n-1, i); block b is
 at denoising step i - b, so noise rises along the window. One network call over the window gives x0 of every block; the oldest
@@ -12,8 +12,7 @@ any split of the batch see the same.
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
-from jax.sharding import Mesh
 
 from rfjax import axes, flow
 from rfjax import cache as kv_cache
@@ -108,6 +106,7 @@ class RolloutState:
     cache: kv_cache.KVCache
     index: Array  # int32: rolling window i, or Self-Forcing block b
     given: Array  # int32: how many blocks were given; no window reaches back to them
+    clean: Array | None = None  # [B, slots, f, H, W, C] cached blocks' x0, where prompts may recache
 
 
 def _frames(blocks: Array, block_frames: int) -> Array:
@@ -128,6 +127,19 @@ def clean_call(
     past = model.policy.read_clean(cache, block, frames, steady)
     _, kv = model.x0(x0, jnp.zeros(frames), _frames(block[None], frames), past)
     return model.policy.write(cache, block, kv)
+
+
+def recalling(state: RolloutState) -> RolloutState:
+    """An empty state with room for the x0 of what it caches."""
+    batch, _, *frame_shape = state.window.shape
+    return state.replace(clean=jnp.zeros((batch, state.cache.block.size, *frame_shape)))
+
+
+def _recall(clean: Array | None, cache: kv_cache.KVCache, block: Array, x0: Array) -> Array | None:
+    """Keeps a cached block's x0 [B, f, H, W, C] beside its keys, where there is room."""
+    if clean is None:
+        return None
+    return jax.lax.dynamic_update_index_in_dim(clean, x0, jnp.argmax(cache.block == block), axis=1)
 
 
 # Rolling Forcing
@@ -164,13 +176,25 @@ def window_call(
 
     Near the ends of the clip the window holds fewer than S blocks, and the rest is masked; `steady` promises all S.
     """
+    first = jnp.maximum(index - model.config.num_steps + 1, given)
+    blocks = first + jnp.arange(model.config.num_steps)
+    step = jnp.clip(index - blocks, 0, model.config.num_steps - 1)
+    return denoise(model, cache, window, blocks, step, (blocks <= index) & (blocks < num_blocks), steady)
+
+
+def denoise(
+    model: Model,
+    cache: kv_cache.KVCache,
+    window: Array,
+    blocks: Array,
+    step: Array,
+    inside: Array,
+    steady: bool,
+) -> Array:
+    """x0 of consecutive blocks [S], each at a denoising step of its own [S], all in one call; those not `inside` [S] are masked."""
     c = model.config
-    first = jnp.maximum(index - c.num_steps + 1, given)
-    blocks = first + jnp.arange(c.num_steps)
-    step = jnp.clip(index - blocks, 0, c.num_steps - 1)
-    inside = (blocks <= index) & (blocks < num_blocks)
     size = c.num_steps if steady else inside.sum()
-    past = model.policy.read_denoise(cache, first, size, c.block_frames, steady)
+    past = model.policy.read_denoise(cache, blocks[0], size, c.block_frames, steady)
     mask = None
     if not steady:
         mask = jnp.repeat(inside, c.block_frames)[None]
@@ -185,13 +209,10 @@ def enter(model: Model, noise: NoiseFn, state: RolloutState) -> RolloutState:
     return state.replace(window=state.window.at[:, slot].set(noise(state.index, jnp.int32(0))))
 
 
-def _renoise(model: Model, noise: NoiseFn, x0: Array, first: Array, index: Array) -> Array:
-    """Blocks `first` … of window `index` one step down: x0 with fresh ε at t_{k+1} (the finished one at the last t, unused)."""
-    last = model.config.num_steps - 1
-    blocks = first + jnp.arange(last + 1)
-    following = jnp.clip(index - blocks + 1, 0, last)
-    epsilon = jnp.moveaxis(jax.vmap(noise)(blocks, following), 0, 1)
-    t = jnp.broadcast_to(jnp.asarray(model.config.timesteps)[following], x0.shape[:2])
+def noised(model: Model, noise: NoiseFn, x0: Array, blocks: Array, step: Array) -> Array:
+    """x0 [B, S, f, H, W, C] of blocks [S] with their ε at denoising steps [S]."""
+    epsilon = jnp.moveaxis(jax.vmap(noise)(blocks, step), 0, 1)
+    t = jnp.broadcast_to(jnp.asarray(model.config.timesteps)[step], x0.shape[:2])
     return flow.add_noise(x0, epsilon, t)
 
 
@@ -199,40 +220,40 @@ def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, steady: 
     """After window i's call: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
     last = model.config.num_steps - 1
     first = jnp.maximum(state.index - last, state.given)
-    window = _renoise(model, noise, x0, first, state.index)
+    blocks = first + jnp.arange(last + 1)
+    # One step down; the finished one is at the last t, unused.
+    window = noised(model, noise, x0, blocks, jnp.clip(state.index - blocks + 1, 0, last))
 
-    def finish(window, cache):
-        return jnp.roll(window, -1, axis=1), clean_call(model, cache, first, x0[:, 0], steady)
+    def finish(window, cache, clean):
+        cache = clean_call(model, cache, first, x0[:, 0], steady)
+        return jnp.roll(window, -1, axis=1), cache, _recall(clean, cache, first, x0[:, 0])
 
+    stays = window, state.cache, state.clean
     if steady:
-        window, cache = finish(window, state.cache)
+        window, cache, clean = finish(*stays)
     else:
         full = state.index - state.given >= last
-        window, cache = jax.lax.cond(full, finish, lambda *same: same, window, state.cache)
-    return state.replace(window=window, cache=cache, index=state.index + 1)
+        window, cache, clean = jax.lax.cond(full, finish, lambda *same: same, *stays)
+    return state.replace(window=window, cache=cache, clean=clean, index=state.index + 1)
 
 
-def rolling_step(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+def rolling_branch(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
 ) -> tuple[RolloutState, Array]:
     """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
 
     In the first S-1 windows nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
-    between nothing is masked and no key is wasted.
+    between, which `steady` promises, nothing is masked and no key is wasted.
     """
+    state = enter(model, noise, state)
+    x0 = window_call(model, state.cache, state.window, state.index, num_blocks, state.given, steady=steady)
+    return leave(model, noise, state, x0, steady), x0[:, 0]
 
-    def branch(state, steady):
-        state = enter(model, noise, state)
-        x0 = window_call(
-            model, state.cache, state.window, state.index, num_blocks, state.given, steady=steady
-        )
-        return leave(model, noise, state, x0, steady), x0[:, 0]
 
-    first = state.index - model.config.num_steps + 1
-    steady = (first >= jnp.maximum(model.config.span_blocks, state.given)) & (state.index < num_blocks)
-    return jax.lax.cond(
-        steady, functools.partial(branch, steady=True), functools.partial(branch, steady=False), state
-    )
+def rolling_steady(config: RolloutConfig, state: RolloutState, num_blocks: Array) -> Array:
+    """Whether the next window holds S blocks, and the cache all that they see."""
+    first = state.index - config.num_steps + 1
+    return (first >= jnp.maximum(config.span_blocks, state.given)) & (state.index < num_blocks)
 
 
 # Self Forcing
@@ -272,42 +293,50 @@ def denoise_block(
     return block_call(model, cache, x, block, last_step, steady), x
 
 
-def self_forcing_step(
-    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+def self_forcing_branch(
+    model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
 ) -> tuple[RolloutState, Array]:
     """Block b from noise to x0 in S calls, then its clean call. Returns the next state and the block [B, f, H, W, C]."""
     del num_blocks  # a block never looks ahead, so the clip's end does not matter
-    c = model.config
-
-    def branch(cache, block, steady):
-        x0, _ = denoise_block(model, noise, cache, block, c.num_steps - 1, steady)
-        return clean_call(model, cache, block, x0, steady), x0
-
-    steady = state.index >= c.span_blocks
-    cache, x0 = jax.lax.cond(
-        steady,
-        functools.partial(branch, steady=True),
-        functools.partial(branch, steady=False),
-        state.cache,
-        state.index,
-    )
-    return state.replace(cache=cache, index=state.index + 1), x0
+    block = state.index
+    x0, _ = denoise_block(model, noise, state.cache, block, model.config.num_steps - 1, steady)
+    cache = clean_call(model, state.cache, block, x0, steady)
+    return state.replace(cache=cache, clean=_recall(state.clean, cache, block, x0), index=block + 1), x0
 
 
 # Drivers
 
 
 class Method(NamedTuple):
-    """A way to roll out: its first state, its step, and how many steps pass before the first block is finished."""
+    """A way to roll out: its first state, its step in two forms and when the steady one holds, and how many steps pass before the
+    first block is finished."""
 
     init: Callable[..., RolloutState]
-    step: Callable[..., tuple[RolloutState, Array]]
+    branch: Callable[..., tuple[RolloutState, Array]]
+    steady: Callable[[RolloutConfig, RolloutState, Array], Array]
     lead: Callable[[RolloutConfig], int]
+
+    def step(
+        self, model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+    ) -> tuple[RolloutState, Array]:
+        """The next state, and the block [B, f, H, W, C] that is finished."""
+        branch = functools.partial(self.branch, model, noise, num_blocks)
+        return jax.lax.cond(
+            self.steady(model.config, state, num_blocks),
+            functools.partial(branch, steady=True),
+            functools.partial(branch, steady=False),
+            state,
+        )
 
 
 METHODS = {
-    "rolling": Method(rolling_init, rolling_step, lambda config: config.num_steps - 1),
-    "self_forcing": Method(self_forcing_init, self_forcing_step, lambda config: 0),
+    "rolling": Method(rolling_init, rolling_branch, rolling_steady, lambda config: config.num_steps - 1),
+    "self_forcing": Method(
+        self_forcing_init,
+        self_forcing_branch,
+        lambda config, state, num_blocks: state.index >= config.span_blocks,
+        lambda config: 0,
+    ),
 }
 
 
@@ -337,48 +366,22 @@ def stream_step(
 
 def _kept(state: RolloutState) -> RolloutState:
     """On a mesh, the state where its first one was, so that the next step is the same program; the cache sees to itself."""
-    return state.replace(window=axes.constrain(state.window, "batch"))
+    clean = None if state.clean is None else axes.constrain(state.clean, "batch")
+    return state.replace(window=axes.constrain(state.window, "batch"), clean=clean)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape"))
-def begin(model: Model, method: str, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
-    """A stream's state before anything; frame_shape = (f, H, W, C)."""
-    return _kept(METHODS[method].init(model, batch, frame_shape))
+@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape", "recall"))
+def begin(
+    model: Model, method: str, batch: int, frame_shape: tuple[int, ...], recall: bool = False
+) -> RolloutState:
+    """A stream's state before anything, with room for the x0 of cached blocks if it shall `recall`; frame_shape = (f, H, W, C)."""
+    state = METHODS[method].init(model, batch, frame_shape)
+    return _kept(recalling(state) if recall else state)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
     """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
-    cache = clean_call(model, state.cache, state.index, x0, steady=False)
-    return _kept(state.replace(cache=cache, index=state.index + 1, given=state.given + 1))
-
-
-def stream(
-    model: Model,
-    keys: Array,
-    frame_shape: tuple[int, ...],
-    method: str = "rolling",
-    num_blocks: int = ENDLESS,
-    given: Iterable[Array] = (),
-    mesh: Mesh | None = None,
-) -> Iterator[Array]:
-    """Finished blocks [B, f, H, W, C], one by one; endless unless `num_blocks` says where the clip stops.
-
-    Every block comes from the same compiled step and the same constant-size state, so memory does not grow. `keys` [B] are
-    the samples' random keys. `given` are clean blocks that the clip begins with; they come out first, as they are. Blocks are
-    dispatched asynchronously: nothing waits for the device until the caller looks. On a `mesh` (`rfjax/axes.py`) clips are
-    split over data, and tokens and heads of each over context; weights and prompts are there already.
-    """
-    with axes.on(mesh):
-        state = begin(model, method, keys.shape[0], frame_shape)
-    count = 0
-    for block in itertools.islice(given, num_blocks):
-        with axes.on(mesh):
-            state, count = remember(model, state, block), count + 1
-        yield block
-    lead = METHODS[method].lead(model.config)
-    for index in range(num_blocks + lead - count if count < num_blocks else 0):
-        with axes.on(mesh):
-            state, block = stream_step(model, method, keys, np.int32(num_blocks), state)
-        if index >= lead:
-            yield block
+    cache, clean = clean_call(model, state.cache, state.index, x0, steady=False), state.clean
+    state = state.replace(cache=cache, clean=_recall(clean, cache, state.index, x0))
+    return _kept(state.replace(index=state.index + 1, given=state.given + 1))

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, 
 from rfjax import quantize as quantization
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.stream import Stream
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
@@ -29,6 +30,7 @@ RANDOM = (
     "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
 )
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
+LARGE = 32 * 32  # numbers of a latent frame, along its sides, from which a block is decoded a frame at a time
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
@@ -77,18 +79,18 @@ class Sampler:
         num_frames: int,
         method: str = "rolling",
         given: Iterable[Array] = (),
-    ) -> Iterator[Array]:
+        recall: bool = False,
+    ) -> Stream:
         """Finished blocks [B, f, H, W, C] of one clip a prompt, at least num_frames latent frames of each.
 
         Clip b depends on the seed, on b and on its prompt, not on the other clips. They begin with the `given` blocks
-        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken.
+        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken. `recall` is for prompts
+        that shall change by recaching.
         """
-        model = self.bind(captions)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(len(captions)))
-        block = self.rollout.block_frames
-        mesh, clips = self.where.network, len(captions)
+        model, clips, mesh = self.bind(captions), len(captions), self.where.network
+        blocks = -(-num_frames // self.rollout.block_frames)
         given = (placement.split(jnp.broadcast_to(x, (clips, *x.shape[1:])), mesh) for x in given)
-        return rollout.stream(model, keys, self.frame_shape, method, -(-num_frames // block), given, mesh)
+        return Stream(model, clip_keys(seed, clips), self.frame_shape, method, blocks, given, recall, mesh)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -141,6 +143,11 @@ class Sampler:
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
 
 
+def clip_keys(seed: int, clips: int) -> Array:
+    """Random keys [B] of the clips of a seed, 0 ≤ seed < 2^32."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(clips))
+
+
 @functools.partial(jax.jit, static_argnames="network")
 def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV:
     return network.apply({"params": params}, context, method="text_kv")
@@ -148,10 +155,26 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
 def decode_block(decoder, params, latents, state):
-    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated."""
-    video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
-    state = jax.tree.map(lambda past: axes.constrain(past, "batch"), state)  # on a mesh it stays in its place
-    return jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8), state
+    """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated.
+
+    Of large frames one latent frame after another: as quick, and what lies in memory meanwhile is of one.
+    """
+
+    def frames(state, latents):
+        video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
+        state = jax.tree.map(
+            lambda past: axes.constrain(past, "batch"), state
+        )  # on a mesh it stays in its place
+        return state, jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    if latents.shape[1] == 1 or latents.shape[2] * latents.shape[3] < LARGE:
+        return frames(state, latents)[::-1]
+    done, rest = [], latents
+    if state is None:  # a clip's first latent frame gives one frame, every other one as many as the next
+        state, first = frames(state, latents[:, :1])
+        done, rest = [first], latents[:, 1:]
+    state, video = jax.lax.scan(frames, state, jnp.moveaxis(rest, 1, 0)[:, :, None])  # [n, B, m, H, W, 3]
+    return jnp.concatenate([*done, *video], 1), state
 
 
 @functools.partial(jax.jit, static_argnames="vae", donate_argnames="state")
@@ -207,11 +230,16 @@ def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
     quantization.check(quantization.Mode(network.linear_dtype, roll.int8_cache))
 
 
-def check_devices(settings: ml_collections.ConfigDict, devices: placement.Devices, clips: int) -> None:
-    """UserError where these devices are not there, or do not divide so many clips, the network's heads, or a frame's tokens."""
+def check_devices(
+    settings: ml_collections.ConfigDict,
+    devices: placement.Devices,
+    clips: int,
+    there: Sequence[jax.Device] | None = None,
+) -> None:
+    """UserError where these devices are not `there`, or do not divide so many clips, the network's heads, or a frame's tokens."""
     video, network, codec, _ = sections(settings)
     height, width, _ = latent_size(video, codec, network)
-    placement.check(devices, clips, network, height * width // math.prod(network.patch_size))
+    placement.check(devices, clips, network, height * width // math.prod(network.patch_size), there)
 
 
 def load(

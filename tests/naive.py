@@ -184,6 +184,7 @@ class Rollout:
         self.dit, self.config, self.noise = dit, config, noise
         self.t = [warped(step, config.shift) for step in config.steps]
         self.memory = []  # of every finished block, of every frame, of every layer: (k, v)
+        self.clean = []  # x0 of every finished block
 
     def x0(self, blocks, ids, times, seen):
         """x0 of blocks (arrays [B, f, H, W, C]) seen with `seen`, and the keys of every frame."""
@@ -199,6 +200,7 @@ class Rollout:
     def finish(self, block, x0):
         _, stored = self.x0([x0], [block], [0], clean_past(block, self.config))
         self.memory.append(stored)
+        self.clean.append(x0)
 
     def renoise(self, x0, block, step):
         sigma = self.t[step] / 1000
@@ -209,10 +211,14 @@ class Rollout:
             self.finish(b, block)
         return list(given)
 
-    def rolling(self, num_blocks, given=()):
-        """The clip [B, F, H, W, C]; it begins with the given blocks, which no window touches."""
+    def rolling(self, num_blocks, given=(), turn=lambda index, window: None):
+        """The clip [B, F, H, W, C]; it begins with the given blocks, which no window touches.
+
+        `turn` is called before every window, with {block: [B, f, H, W, C]} of what is under way.
+        """
         steps, window, clip = len(self.t), {}, self.remember(given)
         for i in range(len(given), num_blocks + steps - 1):
+            turn(i, window)
             ids = list(range(max(len(given), i - steps + 1), min(num_blocks - 1, i) + 1))
             if i < num_blocks:
                 window[i] = self.noise[i][0]
@@ -227,10 +233,11 @@ class Rollout:
                     window[b] = self.renoise(x, b, i - b + 1)
         return np.concatenate(clip, 1)
 
-    def self_forcing(self, num_blocks, given=()):
-        """The clip [B, F, H, W, C]; it begins with the given blocks."""
+    def self_forcing(self, num_blocks, given=(), turn=lambda index, window: None):
+        """The clip [B, F, H, W, C]; it begins with the given blocks. `turn` is called before every other one."""
         clip = self.remember(given)
         for b in range(len(given), num_blocks):
+            turn(b, {})
             x = self.noise[b][0]
             for step, t in enumerate(self.t):
                 seen = denoise_past(b, 1, self.config)

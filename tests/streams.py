@@ -17,7 +17,8 @@ import pytest
 
 from rfjax import compilation, config, placement, sampler
 from rfjax.bench import __main__ as bench
-from rfjax.bench import timing
+from rfjax.bench import parts, timing
+from rfjax.preflight import compiled, programs
 
 TINY = Path(__file__).parents[1] / "configs/tiny.py"
 BLOCKS = 10  # the last two of the steady state
@@ -99,6 +100,22 @@ def test_the_benchmark_tells_what_a_block_sends(settings, tmp_path, monkeypatch)
     assert told["sent"]["all-gather"] <= latents
     assert told["run"]["devices"] == {"data": 2, "context": 2, "decoder": 1}
     assert told["stream"]["compilations"]["measured"] == 0
+
+
+def test_preflight_compiles_the_program_that_runs(settings, alone):
+    devices = placement.parse("data=2,context=2")
+    running = parts.sent(alone.over(devices), [settings.prompt] * 2, "rolling")
+    told = compiled.measure(
+        programs.sampling(settings, placement.place(devices), 2, "rolling"), ["window", "decoder"]
+    )
+    assert told["window"]["collectives"] == running
+    assert told["decoder"]["collectives"] == {}
+    whole = compiled.measure(
+        programs.sampling(settings, placement.place(placement.Devices()), 2, "rolling"), ["window"]
+    )
+    params = sum(leaf.nbytes for leaf in jax.tree.leaves(alone.params["dit"]))
+    carried, split = (found["window"]["arguments"] - params for found in (whole, told))
+    assert split < 0.3 * carried  # a quarter, and the window over clips alone
 
 
 if __name__ == "__main__":

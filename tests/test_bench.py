@@ -101,6 +101,7 @@ def test_percentiles_and_drift_of_known_durations():
     assert timing.percentiles(np.arange(101.0)) == PERCENT
     short = timing.drift(np.array([2.0] * 2 + [5.0] * 16 + [3.0] * 2))
     assert short == {"over": "tenth", "first_s": 2.0, "last_s": 3.0, "change": 0.5}
+    assert timing.drift(np.ones(19)) == {}  # nothing to say of so few
     long = timing.drift(np.array([1.0] * 60 + [7.0] * 10 + [0.5] * 120))
     assert long == {"over": "minute", "first_s": 1.0, "last_s": 0.5, "change": -0.5}
 

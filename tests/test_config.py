@@ -32,7 +32,7 @@ def test_a_section_becomes_its_dataclass():
     [
         ({}, "no section 'net'"),
         ({"net": {"depht": 3}}, "'depht'; did you mean depth"),
-        ({"net": {"width": 2}}, "depth"),
+        ({"net": {"width": 2}}, "config.net lacks depth; add"),
         ({"net": {"depth": 1, "width": 3}}, "width must be even"),
     ],
 )

@@ -66,7 +66,7 @@ def fails(capsys, *arguments):
 
 @pytest.fixture(scope="module")
 def rows():
-    return truth.matrix(4, seed=1)
+    return truth.matrix(4, seed=47)  # all four motions, shapes and kinds of surface
 
 
 def test_rendered_clips_reach_every_ceiling(rows):

@@ -13,10 +13,10 @@ FLOORS = [
     "detect dit drift footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "placement prompts rollout",
-    "convert data golden lora losses state training_rollout",
-    "weights",
+    "change convert data golden lora losses state training_rollout",
+    "stream weights",
     "sampler",
-    "stages",
+    "live script stages",
     "evaluate preflight",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

@@ -3,6 +3,7 @@
 import functools
 import re
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from rfjax import config, preflight, rollout
+from rfjax import config, preflight, rollout, sampler
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
@@ -149,12 +150,8 @@ def compiled_decoding(settings, clips):
     latent = (settings.video.height // 4, settings.video.width // 4, 3)
     latents = jax.ShapeDtypeStruct((clips, 3, *latent), jnp.float32)
 
-    def decode(params, latents, past):
-        video, past = module.apply({"params": params}, latents, past, method="decode_normalised")
-        return jnp.round(video.astype(jnp.float32) * 127).astype(jnp.uint8), past
-
-    _, past = jax.eval_shape(decode, params, latents, None)
-    return jax.jit(decode, donate_argnums=2).lower(params, latents, past), size(past)
+    _, past = jax.eval_shape(functools.partial(sampler.decode_block, module), params, latents, None)
+    return sampler.decode_block.lower(module, params, latents, past), size(past)
 
 
 @pytest.mark.parametrize("dtype, clips, method", [("float32", 1, "rolling"), ("bfloat16", 2, "self_forcing")])
@@ -177,7 +174,7 @@ def test_decoder_is_what_xla_needs_for_a_block(dtype, clips, decoder):
 # GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480.
 @pytest.mark.parametrize(
     "dtype, rolling, self_forcing, vae, tiny_vae",
-    [("float32", 15.58, 15.58, 17.26, 2.41), ("bfloat16", 20.29, 19.47, 10.35, 2.35)],
+    [("float32", 15.58, 15.58, 9.83, 0.90), ("bfloat16", 20.29, 19.47, 5.62, 0.88)],
 )
 def test_real_size_is_what_xla_counted_once(dtype, rolling, self_forcing, vae, tiny_vae):
     full, light = wan(dtype, "vae"), wan(dtype, "tiny")
@@ -338,6 +335,14 @@ def test_command_fails_in_one_sentence(path, capsys, args, says):
         command.main(["--config", path, *args])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_a_stage_s_config_says_that_only_sampling_is_counted(capsys):
+    command.main(["--config", str(Path(__file__).parents[1] / "configs/shapes_distill.py"), "--memory", "8"])
+    assert (
+        "This is sampling. What training its stage 'distill' takes is told with --topology"
+        in capsys.readouterr().out
+    )
 
 
 def test_command_where_the_device_does_not_say(path, capsys, monkeypatch):

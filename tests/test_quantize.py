@@ -12,11 +12,12 @@ import pytest
 import tiny
 
 import sample
-from rfjax import cache, config, dit, parity, quantize, rollout, sampler, teacher
+from rfjax import cache, config, dit, parity, quantize, sampler, teacher
 from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.golden import Golden
 from rfjax.rollout import Model, RolloutConfig
+from rfjax.stream import Stream
 from rfjax.tree import flatten
 
 qwix = pytest.importorskip("qwix")
@@ -164,7 +165,7 @@ def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
     keys = jax.random.split(jax.random.PRNGKey(0), 1)
 
     def clip(model):
-        blocks = rollout.stream(model, keys, (1, *tiny.FRAME), "rolling", 7)
+        blocks = Stream(model, keys, (1, *tiny.FRAME), "rolling", 7)
         return np.concatenate([np.asarray(block) for block in blocks], 1)
 
     np.testing.assert_allclose(clip(model), clip(other), atol=2e-4)

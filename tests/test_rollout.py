@@ -11,6 +11,7 @@ import tiny
 
 from rfjax import attention, rollout
 from rfjax.rollout import METHODS, RolloutConfig
+from rfjax.stream import Stream
 
 CONFIGS = {  # as published: Self Forcing has no sink
     "rolling": RolloutConfig((1000, 750, 500), block_frames=2, sink_blocks=1, ring_blocks=5, span_blocks=5),
@@ -37,7 +38,7 @@ def noise(config):
 def stream(method, num_blocks):
     """A clip [B, F, H, W, C] of the stream."""
     config = CONFIGS[method]
-    blocks = rollout.stream(tiny.model(config, BATCH), KEYS, frame_shape(config), method, num_blocks)
+    blocks = Stream(tiny.model(config, BATCH), KEYS, frame_shape(config), method, num_blocks)
     return np.concatenate([np.asarray(block) for block in blocks], 1)
 
 
@@ -55,7 +56,7 @@ def test_a_clip_that_goes_on_from_given_blocks_agrees_with_numpy(method, count, 
     config = CONFIGS[method]
     given = tiny.normal(5, count, BATCH, *frame_shape(config))
     model = tiny.model(config, BATCH)
-    blocks = rollout.stream(model, KEYS, frame_shape(config), method, num_blocks, map(jnp.asarray, given))
+    blocks = Stream(model, KEYS, frame_shape(config), method, num_blocks, map(jnp.asarray, given))
     ours = np.concatenate([np.asarray(block) for block in blocks], 1)
     literal = naive.Rollout(tiny.naive_dit(BATCH), config, noise(config))
     np.testing.assert_allclose(ours, getattr(literal, method)(num_blocks, list(given)), atol=1e-4)
@@ -64,9 +65,7 @@ def test_a_clip_that_goes_on_from_given_blocks_agrees_with_numpy(method, count, 
 def test_self_forcing_goes_on_from_its_own_blocks_as_if_nothing_had_happened():
     config, whole = CONFIGS["self_forcing"], stream("self_forcing", BLOCKS)
     given = [jnp.asarray(whole[:, block : block + 1]) for block in range(5)]
-    again = rollout.stream(
-        tiny.model(config, BATCH), KEYS, frame_shape(config), "self_forcing", BLOCKS, given
-    )
+    again = Stream(tiny.model(config, BATCH), KEYS, frame_shape(config), "self_forcing", BLOCKS, given)
     np.testing.assert_allclose(np.concatenate(list(again), 1), whole, rtol=0, atol=1e-5)
 
 
@@ -74,7 +73,7 @@ def test_self_forcing_goes_on_from_its_own_blocks_as_if_nothing_had_happened():
 def test_a_clip_shorter_than_what_is_given_is_its_beginning(method):
     config = CONFIGS[method]
     given = tiny.normal(5, 4, BATCH, *frame_shape(config))
-    blocks = rollout.stream(tiny.model(config, BATCH), KEYS, frame_shape(config), method, 3, given)
+    blocks = Stream(tiny.model(config, BATCH), KEYS, frame_shape(config), method, 3, given)
     np.testing.assert_array_equal(np.stack(list(blocks)), given[:3])
 
 
@@ -150,13 +149,13 @@ def test_far_along_a_stream_the_numbers_are_those_near_its_start(method, shift):
 @methods
 def test_a_stream_compiles_once_and_its_memory_does_not_grow(method):
     model, used, traces = tiny.model(CONFIGS[method], BATCH), [], rollout.stream_step._cache_size()
-    for count, block in enumerate(rollout.stream(model, KEYS, frame_shape(CONFIGS[method]), method), start=1):
+    for count, block in enumerate(Stream(model, KEYS, frame_shape(CONFIGS[method]), method), start=1):
         del block
         if count in (5, 60):
             used.append(sum(array.nbytes for array in jax.live_arrays()))
         if count == 60:
             break
-    list(rollout.stream(model, KEYS[::-1], frame_shape(CONFIGS[method]), method, 3))
+    list(Stream(model, KEYS[::-1], frame_shape(CONFIGS[method]), method, 3))
     assert used[0] == used[1]
     assert rollout.stream_step._cache_size() <= traces + 1
 

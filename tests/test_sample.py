@@ -45,7 +45,7 @@ class FakeSampler:
     def encode(self, frames):
         return [np.full((1, 3, 2, 2, 1), frame.mean()) for frame in itertools.islice(frames, 0, None, 9)]
 
-    def latents(self, prompts, seed, num_frames, method, given):
+    def latents(self, prompts, seed, num_frames, method, given, recall):
         if "dragon" in " ".join(prompts):
             raise UserError("Unknown in the prompt: dragon")
         given, blocks = list(given), -(-num_frames // 3)
@@ -310,6 +310,19 @@ def test_bfloat16_weights_give_nearly_the_same_clip(weights):
     (z, video), (z_coarse, video_coarse) = clips
     assert 0 < np.sqrt(np.mean((z - z_coarse) ** 2)) < 0.1 * z.std()
     assert 0 < np.sqrt(np.mean((video - video_coarse) ** 2)) < 0.1
+
+
+def test_large_frames_are_decoded_one_after_another(weights, monkeypatch):
+    model = sampler.load(sample.config.load("tiny.py"), weights)
+    latents = list(model.latents([STAR], 5, 9))
+    together = list(model.decode(latents))
+    monkeypatch.setattr(sampler, "LARGE", 1)
+    decode_frames = functools.partial(sampler.decode_block.__wrapped__, model.decoder, model.decoder_params)
+    state, decode = None, jax.jit(lambda *block: decode_frames(*block))  # traced anew
+    for block, expected in zip(latents, together, strict=True):
+        assert "scan[" in str(jax.make_jaxpr(decode)(block, state))
+        frames, state = decode(block, state)
+        assert np.abs(np.asarray(frames).astype(int) - expected).max() <= 1
 
 
 def test_tiny_decoder_takes_the_place_of_the_vae(weights):

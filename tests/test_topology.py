@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rfjax import attention, axes, dit, flash, rollout, sampler
+from rfjax import attention, axes, config, dit, flash, placement, rollout, sampler
+from rfjax.bench import formula
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
 from rfjax.preflight import compiled, programs, report, topology
@@ -81,6 +82,15 @@ def test_operations_of_a_rolling_window_are_those_that_xla_counts(wide, monkeypa
     traced = jax.jit(step).trace(wide, state)
     xla = traced.lower().compile({"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
     assert flops(traced.jaxpr) == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize("method", sorted(rollout.METHODS))
+def test_operations_of_the_steady_step_are_the_formula_s(method, mesh):
+    settings = config.load(Path(__file__).parents[1] / "configs/wan_1_3b.py")
+    program = programs.sampling(settings, placement.Placement(mesh, mesh), 1, method)["steady"]
+    _, network, _, roll = sampler.sections(settings)
+    expected = formula.block(network, roll, method, 1560, 1)["step"]
+    assert flops(program.function.trace(*program.args).jaxpr) == pytest.approx(expected, rel=0.02)
 
 
 # What lies on a chip
@@ -194,6 +204,8 @@ def test_advice_begins_with_what_takes_most():
     assert "chip, the step 31 " not in report.advice(busy, settings)
     assert report.advice(many, settings).split("; ")[1].startswith("more devices along config.mesh.fsdp")
     assert report.advice(busy, settings).split("; ")[1].startswith("a larger config.accumulate (now 1)")
+    codec = command.config.load(str(ROOT / "configs/shapes_vae.py"))
+    assert "config.dit" not in report.advice(busy, codec)
 
 
 # The command
@@ -232,7 +244,12 @@ def test_command_end_to_end_on_several_devices(tmp_path):
             "The mesh 1×3×1 (data, fsdp, context) needs 3 devices",
         ),
         (["--config.mesh.fspd=3"], "--config.mesh.fspd=3 changes nothing"),
-        (["--json", "x.json"], "--json and --programs are about the programs of --topology"),
+        (
+            ["--topology", "cpu:1", "--devices", "2"],
+            "--devices is about a stream; of training, set config.mesh",
+        ),
+        (["--devices", "2"], "--json, --programs and --devices are about the programs of --topology"),
+        (["--json", "x.json"], "--json, --programs and --devices are about the programs of --topology"),
         (["--topology", "cpu:1", "--config.stage=vea"], "config.stage must be one of vae, teacher"),
         (
             ["--topology", "cpu:1", "--programs", "decodr"],

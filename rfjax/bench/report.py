@@ -69,10 +69,11 @@ def stream(found: dict[str, Any]) -> None:
             f"{which} {milliseconds(latency[f'{which}_s'])}" for which in ("p50", "p95", "p99", "max")
         )
         print(f"  a {name:12}{row}")
-    print(
-        f"  drift         {drift['change']:+.1%} (median of the first {drift['over']} {milliseconds(drift['first_s'])}, "
-        f"of the last {milliseconds(drift['last_s'])})"
-    )
+    if drift:
+        print(
+            f"  drift         {drift['change']:+.1%} (median of the first {drift['over']} {milliseconds(drift['first_s'])}, "
+            f"of the last {milliseconds(drift['last_s'])})"
+        )
     print(
         f"  compiled      {compiled['warm_up']} programs before, {compiled['measured']} while it was measured"
     )

@@ -43,13 +43,15 @@ def percentiles(taken: np.ndarray) -> dict[str, float]:
 def drift(taken: np.ndarray) -> dict[str, Any]:
     """Medians of durations [N] in a row at their start and at their end, and last / first - 1.
 
-    Start and end are a minute each, or of less than two minutes a tenth of them.
+    Start and end are a minute each, or of less than two minutes a tenth of them; {} where a tenth is less than two.
     """
+    if len(taken) < 20:
+        return {}
     ends = np.cumsum(taken)
     if ends[-1] >= 2 * MINUTE:
         over, first, last = "minute", taken[ends <= MINUTE], taken[ends > ends[-1] - MINUTE]
     else:
-        count = max(1, len(taken) // 10)
+        count = len(taken) // 10
         over, first, last = "tenth", taken[:count], taken[-count:]
     first, last = float(np.median(first)), float(np.median(last))
     return {"over": over, "first_s": first, "last_s": last, "change": last / first - 1}

@@ -135,7 +135,7 @@ MAY_FALL = {  # what it may change besides; the rest it must leave
     "frozen": set(),
     "object gone": {"background"},
     "another colour": {"surface", "size"},
-    "another surface": {"moving", "colour", "edge", "right motion"},
+    "another surface": {"moving", "colour", "edge", "motion", "right motion"},  # a plain circle turns unseen
     "another shape": {"surface", "colour", "size", "right size", "edge", "motion", "moving", "right motion"},
     "another size": {"shape", "edge", "moving", "motion", "surface", "right motion"},
     "another background": {"edge", "size"},

@@ -5,8 +5,8 @@
 
 The first sums up sampling on one device. The second compiles the config's real steps for chips that need not be here, and tells
 what each takes of a chip: of training the updates and, where a save shows clips, "sample" and "decoder"; of sampling the step of a
-stream, "window", and its "decoder". `--programs decoder` compiles that one alone. A field of the config is changed by
-`--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
+stream, "window", what it is in the steady state, "steady", and its "decoder". `--programs decoder` compiles that one alone. A
+field of the config is changed by `--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import config, rollout, sharding
+from rfjax import config, placement, rollout, sampler, sharding
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.files import check_writable, replacing
 from rfjax.preflight import compiled, estimate, programs, report, topology
@@ -37,13 +37,20 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
     add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
     add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
+    add(
+        "--devices",
+        metavar="WHICH",
+        help="of --topology: those of a stream, as sample.py takes them (default 1)",
+    )
     add("--programs", nargs="+", metavar="NAME", help="of --topology: those to compile (default: all)")
     add("--json", metavar="FILE", help="write the figures of --topology there")
     args, rest = parser.parse_known_args(argv)
     if args.clips < 1 or not (args.memory is None or 0 < args.memory < 2**30):
         raise UserError("--clips must be at least 1, and --memory a positive number of GiB.")
-    if not args.topology and (args.json or args.programs):
-        raise UserError("--json and --programs are about the programs of --topology; give that too.")
+    if not args.topology and (args.json or args.programs or args.devices):
+        raise UserError(
+            "--json, --programs and --devices are about the programs of --topology; give that too."
+        )
     if args.json:
         check_writable(args.json)
     return args, config.changed(config.load(args.config), rest)
@@ -58,6 +65,8 @@ def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:
     estimate.check(settings, args.clips, available, args.method)
     verdict = "Give --memory to see whether it fits" if available is None else "It fits"
     print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
+    if "stage" in settings:
+        print(f"This is sampling. What training its stage {settings.stage!r} takes is told with --topology.")
 
 
 def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
@@ -68,9 +77,13 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
     if "stage" in settings:
         mesh = sharding.make_mesh(config.build(sharding.MeshConfig, settings, "mesh"), devices)
         named = programs.training(settings, mesh)
-    else:  # a stream runs on one chip
-        mesh = sharding.make_mesh(sharding.MeshConfig(), devices[:1])
-        named = programs.sampling(settings, mesh, args.clips, args.method)
+        if args.devices:
+            raise UserError("--devices is about a stream; of training, set config.mesh.")
+    else:
+        split = placement.parse(args.devices or "1")
+        sampler.check_devices(settings, split, args.clips, devices)
+        where = placement.place(split, devices)
+        mesh, named = where.network, programs.sampling(settings, where, args.clips, args.method)
     chosen = args.programs or list(named)
     if unknown := [name for name in chosen if name not in named]:
         raise UserError(f"There is no program {unknown[0]!r} here; --programs takes {', '.join(named)}.")

@@ -23,8 +23,9 @@ def measure(named: dict[str, Program], chosen: Collection[str]) -> dict[str, dic
     """{program: figures of one device} of the chosen programs, in bytes, seconds and operations; on the first device of all.
 
     "arguments", "outputs" (but for those that take an argument's place), "temporaries", "elsewhere": what else lies on the
-    device because another program needs it; "total"; "flops"; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)];
-    "compile". Where the compiler refuses for want of memory, "refused" says so, and only the first four, as far as known.
+    device because another program needs it; "total"; "flops"; "accessed": what the compiler says is read and written, once where a
+    loop repeats it; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)]; "compile". Where the compiler refuses for want
+    of memory, "refused" says so, and only the first four, as far as known.
     """
     lying = programs.resident(named)
     found = {}
@@ -52,6 +53,7 @@ def _measure(program: Program, lying: dict[int, int]) -> dict[str, Any]:
         # what a program takes and does not use lies there all the same
         figures["elsewhere"] = there - figures["arguments"]
         figures |= {"collectives": collectives(compiled), "buffers": buffers(compiled.as_text())}
+        figures |= {"accessed": compiled.cost_analysis().get("bytes accessed")}
     parts = ("arguments", "outputs", "temporaries", "elsewhere")
     return figures | {
         "total": sum(figures[part] for part in parts),

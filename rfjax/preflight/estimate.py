@@ -141,7 +141,8 @@ def _decoder(p: _Plan) -> int:
         maps = 3 * WIDE + 4 * _width(c)  # parts of a convolution's sum; its ends and the shortcut
         scores, params = 3 * prod(p.latent) * WIDE, params["decoder"]
     largest = max(n * prod(4 * (1 + d) for d in doubling[:i]) for i, n in enumerate(features))
-    busy = p.roll.block_frames * area * max(maps * largest, scores)
+    frames = 1 if prod(p.latent) >= sampler.LARGE else p.roll.block_frames  # at a time
+    busy = frames * area * max(maps * largest, scores)
     widened = _bytes(params, WIDE) if _width(c) < WIDE else 0
     return int(2 * area * past + SPARE * (busy + widened))  # the past before and after
 

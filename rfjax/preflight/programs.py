@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rfjax import axes, dit, rollout, sampler, sharding
 from rfjax.config import build
 from rfjax.errors import UserError
+from rfjax.placement import Placement
 from rfjax.stages import STAGES, clips, distill, latent, sources
 from rfjax.tiny_vae import TinyDecoder
 from rfjax.vae import VAE, VAEConfig
@@ -64,8 +65,8 @@ def _batch(config: ConfigDict):
     return batch, jax.ShapeDtypeStruct((), jnp.int32)
 
 
-def sampling(config: ConfigDict, mesh: Mesh, count: int, method: str) -> dict[str, Program]:
-    """The step of a stream of `count` clips, and the decoding of one of its blocks, on one device."""
+def sampling(config: ConfigDict, where: Placement, count: int, method: str) -> dict[str, Program]:
+    """The step of a stream of `count` clips, its steady part alone, and the decoding of one of its blocks."""
     video, network, codec, roll = sampler.sections(config)
     frame_shape = roll.block_frames, *sampler.latent_size(video, codec, network)
     net, params = dit.DiT(network), sampler.abstract("dit", network)
@@ -77,16 +78,52 @@ def sampling(config: ConfigDict, mesh: Mesh, count: int, method: str) -> dict[st
     keys, blocks = jax.ShapeDtypeStruct((count, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
     tiny = sampler.tiny_decoder(config)
     decoder = (TinyDecoder(tiny), "tiny", tiny) if tiny else (VAE(codec), "vae", codec)
-    step = Program(rollout.stream_step, _placer(mesh)((model, method, keys, blocks, state)), mesh)
-    decoding = _decoding(*decoder, (count, *frame_shape), mesh)
-    return {"window": step, "decoder": decoding._replace(kept=None)}  # a stream's past stays
+    model, state = _streaming(model, state, where.network)
+    keys, blocks = _split((keys, blocks), where.network)
+    steady = jax.jit(functools.partial(_steady, method=method), donate_argnames="state")
+    decoding = _decoding(*decoder, (count, *frame_shape), where.decoder)
+    return {
+        "window": Program(rollout.stream_step, (model, method, keys, blocks, state), where.network),
+        "steady": Program(steady, (model, keys, blocks, state), where.network),
+        "decoder": decoding._replace(kept=None),  # a stream's past stays
+    }
+
+
+def _streaming(model: rollout.Model, state: rollout.RolloutState, mesh: Mesh):
+    """Both as shapes where a stream has them: parameters whole, clips over data, heads of keys and values over context."""
+    with jax.set_mesh(mesh):
+        text_kv = _split(model.text_kv, mesh, None, "batch", None, "heads")
+        kv = _split(state.cache.kv, mesh, None, "batch", None, None, "heads")
+        window = _split(state.window, mesh, "batch")
+        params, state = _split((model.params, state), mesh)
+    return model.replace(params=params, text_kv=text_kv), state.replace(
+        window=window, cache=state.cache.replace(kv=kv)
+    )
+
+
+def _split(tree, mesh: Mesh, *names: str | None):
+    """The shapes of a tree in their places: dimension i split by names[i], the rest whole."""
+
+    def put(leaf):
+        spec = axes.spec(leaf.shape, *names) if names else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, tree)
+
+
+def _steady(model, keys, num_blocks, state, method):
+    """`rollout.stream_step` where nothing is masked."""
+    noise = rollout.position_noise(keys, state.window.shape[2:])
+    return rollout.METHODS[method].branch(model, noise, num_blocks, state, steady=True)
 
 
 def _decoding(decoder, name: str, sizes, shape: tuple[int, ...], mesh: Mesh) -> Program:
     """The decoding of a block of latents [B, f, h, w, C] that is not the first; its past lies there while it runs."""
     weights, block = sampler.abstract(name, sizes), jax.ShapeDtypeStruct(shape, jnp.float32)
     _, past = jax.eval_shape(functools.partial(sampler.decode_block, decoder), weights, block, None)
-    return Program(sampler.decode_block, _placer(mesh)((decoder, weights, block, past)), mesh, kept=2)
+    with jax.set_mesh(mesh):
+        weights, (block, past) = _split(weights, mesh), _split((block, past), mesh, "batch")
+    return Program(sampler.decode_block, (decoder, weights, block, past), mesh, kept=2)
 
 
 def _placer(mesh: Mesh):

@@ -42,6 +42,9 @@ def _work(found: dict[str, Any], chip: Chip | None) -> None:
     sent = found.get("collectives", {})
     compute = f"  {'operations':28}{found['flops'] / 1e12:>9.4g} TFLOP"
     print(compute + (f"  {found['flops'] / chip.flops:.3g} s at peak" if chip else ""))
+    if found.get("accessed"):
+        moved = f"  {'read and written, loops once':28}{gib(int(found['accessed'])):>12}"
+        print(moved + (f"  {found['accessed'] / chip.hbm:.3g} s at peak" if chip else ""))
     for kind, size in sorted(sent.items(), key=lambda item: -item[1]):
         print(f"  {kind:28}{gib(int(size)):>12}")
     if chip and sent:
@@ -57,8 +60,9 @@ def advice(found: dict[str, Any], settings: ConfigDict) -> str:
     lying, busy = found["arguments"] + found["elsewhere"], found["temporaries"] + found["outputs"]
     fewer = "more devices along config.mesh.fsdp"
     less = [f"a larger config.accumulate (now {settings.get('accumulate', 1)})"]
-    less += ["config.dit.remat = True"] * (not settings.dit.get("remat", False))
-    less += ["config.dit.dtype = 'bfloat16'"] * (settings.dit.get("dtype", "float32") == "float32")
-    less += ["more devices along config.mesh.context"]
+    if settings.stage != "vae":
+        less += ["config.dit.remat = True"] * (not settings.dit.get("remat", False))
+        less += ["config.dit.dtype = 'bfloat16'"] * (settings.dit.get("dtype", "float32") == "float32")
+        less += ["more devices along config.mesh.context"]
     said = f"parameters and optimisers take {gib(lying)} of a chip, the step {gib(busy)}"
     return f"{said}; {', '.join([fewer, *less] if lying > busy else [*less, fewer])}"

@@ -1,0 +1,113 @@
+"""A video's prompts, each from a time on: a text file with lines such as
+
+    0:00 a large red circle bouncing over a blue background
+    0:20 a large green circle bouncing over a blue background
+
+minutes and seconds into the video (hours go before, fractions of a second behind). Empty lines, and lines that begin with #, say
+nothing. A mistake is told with the number of its line, before work starts.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jax import Array
+
+from rfjax.change import Change
+from rfjax.errors import UserError
+from rfjax.rollout import METHODS
+from rfjax.sampler import Sampler, block_lengths
+from rfjax.stream import Stream
+
+LAST = 10.0  # seconds that the last prompt is shown, where nothing else is said
+EXAMPLE = "0:20 a red circle …"
+_LINE = re.compile(r"(?:(\d+):(?=\d\d:))?(\d+):([0-5]\d(?:\.\d+)?)\s+(\S.*)")
+
+
+class Line(NamedTuple):
+    """A prompt and the time from which it holds."""
+
+    place: str  # "story.txt, line 3"
+    seconds: float
+    prompt: str
+
+
+def read(path: str, seconds: float | None) -> tuple[list[Line], float]:
+    """The lines of a script, and how long the video is: `seconds`, or until LAST after the last prompt.
+
+    Raises:
+      UserError: a file that cannot be read or says nothing; a line without time or prompt; times that do not begin at 0:00, do not
+        rise, or lie beyond `seconds`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"Cannot read the script {path}: {why}.") from error
+    lines = [
+        _line(f"{path}, line {number}", line.strip())
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not lines:
+        raise UserError(f"{path} holds no prompt; write lines such as {EXAMPLE!r}.")
+    if lines[0].seconds:
+        raise UserError(f"{lines[0].place}: the first prompt must come at 0:00, where the video begins.")
+    for before, line in itertools.pairwise(lines):
+        if line.seconds <= before.seconds:
+            raise UserError(f"{line.place}: its time must be later than that of the prompt before.")
+        if seconds is not None and line.seconds >= seconds:
+            raise UserError(
+                f"{line.place}: it comes when the video is over; --seconds {seconds:g} must be more."
+            )
+    return lines, lines[-1].seconds + LAST if seconds is None else seconds
+
+
+def _line(place: str, line: str) -> Line:
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise UserError(f"{place}: write minutes:seconds and a prompt, such as {EXAMPLE!r}, not {line!r}.")
+    hours, minutes, seconds, prompt = match.groups()
+    return Line(place, 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds), prompt)
+
+
+def check(lines: list[Line], model: Sampler) -> None:
+    """UserError for a prompt that cannot be read, or that comes within the same block as the one before."""
+    for line in lines:
+        try:
+            model.encoder.encode([line.prompt])
+        except UserError as error:
+            raise UserError(f"{line.place}: {error}") from error
+    for before, line in itertools.pairwise(lines):
+        if block(line.seconds, model) == block(before.seconds, model):
+            length = block_lengths(model.vae.config, model.rollout)[1] / model.video.fps
+            raise UserError(
+                f"{line.place}: it comes in the same block as the prompt before; {length:g} s between them are enough."
+            )
+
+
+def block(seconds: float, model: Sampler) -> int:
+    """Which block is on screen at a time."""
+    first, later = block_lengths(model.vae.config, model.rollout)
+    return (round(seconds * model.video.fps) - first) // later + 1
+
+
+def play(
+    lines: list[Line], model: Sampler, stream: Stream, clips: int, method: str, change: Change
+) -> Iterator[Array]:
+    """The blocks of a stream whose prompts, one for all its clips, change in time.
+
+    The block on screen at a line's time is the first that is denoised under its prompt from the first step to the last: the
+    change is made as that block enters the window or, if the newest m are made anew, m blocks later. Before the stream's own
+    first block is shown there is no change.
+    """
+    anew = min(change.renoise, METHODS[method].lead(model.rollout))
+    for line in [*lines[1:], None]:
+        while line is None or stream.index < block(line.seconds, model) + anew:
+            shown = next(stream, None)
+            if shown is None:
+                return
+            yield shown
+        stream.change(model.bind([line.prompt] * clips).text_kv, change)

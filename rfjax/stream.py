@@ -1,0 +1,119 @@
+"""A stream without end that can be talked to: one compiled step, a state of constant size, and new prompts on the way."""
+
+import functools
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from rfjax import axes, rollout
+from rfjax.change import Change, recache, renoise
+from rfjax.dit import KV
+from rfjax.rollout import ENDLESS, METHODS, Model, RolloutState
+
+
+class Stream:
+    """Finished blocks [B, f, H, W, C], one by one: an iterator.
+
+    Every block comes from the same compiled step and the same constant-size state, so memory does not grow. Blocks are
+    dispatched asynchronously: nothing waits for the device until the caller looks. To pause is to take no block. Between two
+    blocks `change` gives new prompts, `reset` begins anew, and `close` frees the state; then there are no more blocks.
+
+    Args:
+      model: bound to one prompt a clip.
+      keys: [B], the samples' random keys.
+      frame_shape: (f, H, W, C).
+      method: a name of `rollout.METHODS`.
+      num_blocks: where the clip stops; by default nowhere.
+      given: clean blocks that the clip begins with; they come out first, as they are.
+      recall: whether to keep the x0 of cached blocks, which a change that recaches needs.
+      mesh: devices (`rfjax/axes.py`) over which clips are split, and tokens and heads of each; weights and prompts are there.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        keys: Array,
+        frame_shape: tuple[int, ...],
+        method: str = "rolling",
+        num_blocks: int = ENDLESS,
+        given: Iterable[Array] = (),
+        recall: bool = False,
+        mesh: Mesh | None = None,
+    ):
+        self.model, self._texts, self._mesh = model, iter(()), mesh
+        self._method, self._frame_shape, self._recall = method, frame_shape, recall
+        self._num_blocks = np.int32(num_blocks)
+        self._begin(keys, given)
+
+    def _begin(self, keys: Array, given: Iterable[Array]) -> None:
+        with axes.on(self._mesh):
+            self.state = rollout.begin(
+                self.model, self._method, keys.shape[0], self._frame_shape, self._recall
+            )
+        self.index = 0  # of the next rolling window, or Self-Forcing block
+        self._keys, self._given = keys, iter(given)
+        self._shown, self._lead = 0, METHODS[self._method].lead(self.model.config)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Array:
+        if self._shown >= self._num_blocks:
+            raise StopIteration
+        block = next(self._given, None)
+        with axes.on(self._mesh):
+            if block is not None:
+                self.state, self.index = rollout.remember(self.model, self.state, block), self.index + 1
+            else:
+                for _ in range(self._lead + 1):
+                    block = self._step()
+                self._lead = 0
+        self._shown += 1
+        return block
+
+    def _step(self) -> Array:
+        self.state, block = rollout.stream_step(
+            self.model, self._method, self._keys, self._num_blocks, self.state
+        )
+        self.model = self.model.replace(text_kv=next(self._texts, self.model.text_kv))
+        self.index += 1
+        return block
+
+    def change(self, text_kv: KV, change: Change) -> None:
+        """New prompts, one a clip (`Sampler.bind(…).text_kv`), for all blocks that are taken from now on.
+
+        ValueError where the change recaches, and the stream does not recall.
+        """
+        if change.recache and self.state.clean is None:
+            raise ValueError("a stream must be opened with recall=True to recache under a new prompt")
+        self._texts = change.texts(self.model.text_kv, text_kv)
+        with axes.on(self._mesh):
+            self.model = self.model.replace(text_kv=next(self._texts))
+            if change.recache:
+                first = change.rewritten(self.model.config.sink_blocks)
+                self.state = _recache(self.model, self.state, first)
+            if change.renoise:
+                count = np.int32(change.renoise)
+                self.state = _renoise(self.model, self._keys, self._num_blocks, self.state, count)
+
+    def reset(self, keys: Array) -> None:
+        """Begins anew with these keys [B], from nothing, under the prompts that it was given last."""
+        *_, text_kv = self.model.text_kv, *self._texts
+        self.model = self.model.replace(text_kv=text_kv)
+        self._begin(keys, ())
+
+    def close(self) -> None:
+        """Frees the state; there are no more blocks."""
+        self.state, self._given, self._shown = None, iter(()), self._num_blocks
+
+
+_recache = jax.jit(recache, donate_argnames="state")
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _renoise(model: Model, keys: Array, num_blocks: Array, state: RolloutState, count: Array) -> RolloutState:
+    noise = rollout.position_noise(keys, state.window.shape[2:])
+    return renoise(model, noise, num_blocks, state, count)
