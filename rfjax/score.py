@@ -13,7 +13,7 @@ LEVELS = {  # how good a second is by itself
     "overlap with the named shape": "%",
     "error of the named colour": "ΔE",
     "objects too many or too few": "",
-    "sharpness of the outline": "of a step of a pixel",
+    "sharpness of the outline": "1/pixels",
     "speed": "pixels/s",
     "dynamic degree": "% of the object",
 }

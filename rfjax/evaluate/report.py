@@ -47,8 +47,8 @@ def score_table(scores):
     title = f"Drift, last {WINDOW} s against first {WINDOW} s: 0 as rendered … 1 another scene or frozen"
     if min(len(clip["level"]["speed"]) for clip in scores) < 2 * WINDOW:
         title += f" (of little use here: in clips under {2 * WINDOW} s the two overlap)"
-    rows = (" | ".join(names), "|".join(["---"] * len(names)), " | ".join(cells))
-    return "\n".join([title, "", *(f"| {row} |" for row in rows)])
+    rows = f"| {' | '.join(names)} |", "|---" * len(names) + "|", f"| {' | '.join(cells)} |"
+    return "\n".join([title, "", *rows])
 
 
 def compared(methods):
