@@ -134,11 +134,11 @@ MAY_FALL = {  # what it may change besides; the rest it must leave
     "hue turned": {"right colour", "right background", "surface"},
     "frozen": set(),
     "object gone": {"background"},
-    "another colour": {"surface", "size"},
-    "another surface": {"moving", "colour", "edge", "motion", "right motion"},  # a plain circle turns unseen
+    "another colour": {"surface"},
+    "another surface": {"moving", "colour", "motion", "right motion"},  # a plain circle turns unseen
     "another shape": {"surface", "colour", "size", "right size", "edge", "motion", "moving", "right motion"},
     "another size": {"shape", "edge", "moving", "motion", "surface", "right motion"},
-    "another background": {"edge", "size"},
+    "another background": set(),
     "twice as fast": {"moving", "right motion"},
 }
 
