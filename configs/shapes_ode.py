@@ -3,7 +3,7 @@
     python -m rfjax.data ode-pairs --config configs/shapes_ode.py
     python train.py --config configs/shapes_ode.py --workdir runs/ode
 
-Expected: rolled out for 5 s, colour, background and size right, shape in 9 clips of 10, motion in 3. 6 minutes for 640
+Expected: rolled out for 5 s, colour, background and size right, shape in 9 clips of 10, motion in half. 6 minutes for 640
 trajectories and 6 for the training on 2 CPU cores (1.7 steps a second).
 """
 
