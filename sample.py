@@ -286,7 +286,7 @@ def stream(
             script.check(lines, model)
             begin, recall = model.encode(given), args.change.recache
             clip = prompts, args.seed, model.latent_frames(total), args.method, begin, recall
-            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.method, args.change)
+            latents = script.play(lines, model, model.latents(*clip), len(prompts), args.change)
             if not (args.prompt or args.prompts_file or args.script):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)

@@ -17,7 +17,6 @@ from jax import Array
 
 from rfjax.change import Change
 from rfjax.errors import UserError
-from rfjax.rollout import METHODS
 from rfjax.sampler import Sampler, block_lengths
 from rfjax.stream import Stream
 
@@ -94,20 +93,16 @@ def block(seconds: float, model: Sampler) -> int:
     return (round(seconds * model.video.fps) - first) // later + 1
 
 
-def play(
-    lines: list[Line], model: Sampler, stream: Stream, clips: int, method: str, change: Change
-) -> Iterator[Array]:
+def play(lines: list[Line], model: Sampler, stream: Stream, clips: int, change: Change) -> Iterator[Array]:
     """The blocks of a stream whose prompts, one for all its clips, change in time.
 
-    The block on screen at a line's time is the first that is denoised under its prompt from the first step to the last: the
-    change is made as that block enters the window or, if the newest m are made anew, m blocks later. Before the stream's own
-    first block is shown there is no change.
+    A prompt changes just before the block is taken that is on screen at its time: the first that can show anything of it.
     """
-    anew = min(change.renoise, METHODS[method].lead(model.rollout))
-    for line in [*lines[1:], None]:
-        while line is None or stream.index < block(line.seconds, model) + anew:
-            shown = next(stream, None)
-            if shown is None:
-                return
-            yield shown
-        stream.change(model.bind([line.prompt] * clips).text_kv, change)
+    coming = lines[1:]
+    for number in itertools.count():
+        if coming and block(coming[0].seconds, model) == number:
+            stream.change(model.bind([coming.pop(0).prompt] * clips).text_kv, change)
+        shown = next(stream, None)
+        if shown is None:
+            return
+        yield shown
