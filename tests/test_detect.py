@@ -96,7 +96,7 @@ def test_objects_are_counted():
     assert list(detect.measure(frames).count) == [0, 1, 2, 2]
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("width", [1, 2, 4])
 def test_sharpness_of_a_ramp(width):
     """A band whose two edges are ramps of this width: slope 1 / width, in central differences half of it at the two ends."""
     ramp = np.clip((np.arange(64) - 16) / width, 0, 1) * np.clip((48 - np.arange(64)) / width, 0, 1)
