@@ -7,7 +7,7 @@ measured frame by frame (`measure`), and any part of it summarised (`summarise`)
 - shape: best overlap (intersection over union) with rendered masks of every shape, radius and rotation;
 - size: the mask's area; colours: the hue of the mean colour, and the nearest name;
 - motion: a resting place spins or is still; a straight path, unwrapped, drifts; of the others, the heading θ
-  of a bouncing object keeps cos 2θ (a wall flips one component), that of an orbiting one takes all values;
+  of a bouncing object keeps cos 2θ (a wall flips one component), that of an orbiting one takes all values (`motion`);
 - pattern: lightness contrast inside the mask, and whether its gradient has one direction (stripes) or not.
 """
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfjax import shapes
+from rfjax import motion, shapes
+from rfjax.colour import hue_gap, hues
 
 RADII = np.array([8.5, 10.0, 12.2, 15.0, 18.0])  # of the templates; the middle one splits small from large
 SEEN = 0.12  # least brightness of an object above its background, of 1
@@ -25,11 +26,8 @@ MATCH = 0.7  # least mean overlap with a shape to call it one
 SIDE = int(shapes.SPAN)
 PLAIN = 0.06  # most lightness contrast of a plain surface
 DIRECTED = 0.65  # least coherence of the lightness gradient of stripes
-STEP = 3  # frames between which displacement and rotation are taken
+CHANGE = 24  # of 255: least change of a pixel in STEP frames that counts as motion
 CHUNK = 80  # frames measured at a time, for memory's sake
-STILL = 1.0  # least displacement of a moving object in STEP frames, pixels
-BINS = 96  # angles of the polar samples
-LIMIT = 9  # greatest turn in STEP frames, in bins: less than half the period of a star
 
 
 class Track(NamedTuple):
@@ -43,6 +41,7 @@ class Track(NamedTuple):
     rgb: np.ndarray  # [F, 3] mean colour in [0, 1]
     contrast: np.ndarray  # [F] standard deviation of the lightness, relative
     grain: np.ndarray  # [F, 3] lightness gradient: energy, and (cos, sin) of twice its direction times energy
+    edge: np.ndarray  # [F] sharpness of the outline, a pixel: 1 / its width
     bright: np.ndarray  # [F, H, W] brightness times mask, for the rotation
     evidence: np.ndarray  # [F, H, W] 1 on the object, -1 on the background, 0 where another may hide it
 
@@ -52,6 +51,8 @@ class Measures(NamedTuple):
 
     tracks: tuple[Track, ...]
     backdrop: np.ndarray  # float32 [F, H, W, 3] in [0, 1], NaN under and near the objects
+    count: np.ndarray  # [F] separate objects
+    changed: np.ndarray  # [F] pixels that change in the next STEP frames; NaN in the last STEP
     fps: float
 
 
@@ -67,8 +68,12 @@ class Found(NamedTuple):
     radius: float  # of the best template
     pattern: str | None
     contrast: float
+    coherence: float  # of the surface's gradient: 1 where it has one direction
     stripe_angle: float  # radians modulo π, across the stripes; of use where they do not spin
-    overlap: float  # mean intersection over union with its shape
+    overlaps: np.ndarray  # [shapes] mean intersection over union with the best template of each shape
+    edge: float  # sharpness of its outline, a pixel
+    area: float  # pixels
+    path: motion.Path
 
 
 class Detection(NamedTuple):
@@ -78,9 +83,27 @@ class Detection(NamedTuple):
     background: str | None
     background_hue: float  # degrees
     texture: np.ndarray  # [H, W, 3] mean background, NaN where never seen
+    count: float  # separate objects, mean over the frames in which they do not touch
+    changed: float  # pixels that change in STEP frames, mean over the frames
 
 
-NOTHING = Found(*[None] * 4, *[np.nan] * 3, None, *[np.nan] * 3)
+NOTHING = Found(
+    shape=None,
+    colour=None,
+    size=None,
+    motion=None,
+    hue=np.nan,
+    rgb=np.full(3, np.nan),
+    radius=np.nan,
+    pattern=None,
+    contrast=np.nan,
+    coherence=np.nan,
+    stripe_angle=np.nan,
+    overlaps=np.full(len(shapes.SHAPES), np.nan),
+    edge=np.nan,
+    area=0.0,
+    path=motion.NOWHERE,
+)
 
 
 def detect(video, objects=1, fps=16):
@@ -93,27 +116,36 @@ def detect(video, objects=1, fps=16):
 
 def measure(video, objects=1, fps=16):
     """Measures every frame of uint8 [F, 64, 64, 3], looking for `objects` (1 or 2) of them."""
-    hues = _commonest_hues(video[:CHUNK]) if objects == 2 else None
-    chunks = [_measure(video[start : start + CHUNK], hues) for start in range(0, len(video), CHUNK)]
-    backdrops, tracks = zip(*chunks, strict=True)
+    names = _commonest_hues(video[:CHUNK]) if objects == 2 else None
+    chunks = [_measure(video[start : start + CHUNK], names) for start in range(0, len(video), CHUNK)]
+    backdrops, counts, tracks = zip(*chunks, strict=True)
     joined = [Track(*map(np.concatenate, zip(*parts, strict=True))) for parts in zip(*tracks, strict=True)]
-    return Measures(tuple(joined), np.concatenate(backdrops), fps)
+    changed = _changed(np.asarray(video))
+    return Measures(tuple(joined), np.concatenate(backdrops), np.concatenate(counts), changed, fps)
 
 
-def _measure(video, hues):
-    """Frames and the two objects' hues (None where there is one object) → backdrop, tracks."""
+def _changed(video):
+    changed = np.full(len(video), np.nan)
+    for frame, (now, then) in enumerate(zip(video, video[motion.STEP :], strict=False)):
+        changed[frame] = (np.maximum(now, then) - np.minimum(now, then) > CHANGE).any(-1).sum()
+    return changed
+
+
+def _measure(video, names):
+    """Frames and the two objects' hues (None where there is one object) → backdrop, count, tracks."""
     video, bright, mask, visible = _segment(video)
     backdrop = np.where(_spread(mask, 3, np.maximum)[..., None] > 0, np.nan, video)
-    if hues is None:
-        return backdrop, [_track(video, bright, mask, visible, visible, 2 * mask - 1)]
-    gaps = [hue_gap(_hues(video), hue) for hue in hues]
+    count = np.where(visible, _components(mask > 0.5), 0)
+    if names is None:
+        alone = np.ones(len(mask), bool)
+        return backdrop, count, [_track(video, bright, mask, visible, alone, 2 * mask - 1)]
+    gaps = [hue_gap(hues(video), hue) for hue in names]
     nearer = gaps[0] < gaps[1]
     first, second = mask * nearer, mask * ~nearer
     touch = (_spread(first, 1, np.maximum) * _spread(second, 1, np.maximum)).max((1, 2)) > 0.5
-    return backdrop, [
-        _track(video, bright, part, visible, ~touch, 2 * part - 1 + other)
-        for part, other in ((first, second), (second, first))
-    ]
+    both = (first, second), (second, first)
+    tracks = [_track(video, bright, part, visible, ~touch, 2 * part - 1 + other) for part, other in both]
+    return backdrop, count, tracks
 
 
 def _segment(video):
@@ -126,10 +158,18 @@ def _segment(video):
     return video, bright, mask, (high - low)[:, 0, 0] > SEEN
 
 
+def _components(mask):
+    """Separate things in bool masks [F, H, W] on the torus, from their Euler number (vertices - edges + faces): none has a hole."""
+    mask = _spread(_spread(mask, 1, np.minimum), 1, np.maximum)  # specks are no things
+    wide, tall = mask | np.roll(mask, 1, 2), mask | np.roll(mask, 1, 1)
+    corner = wide | np.roll(wide, 1, 1)
+    return sum(sign * part.sum((1, 2)) for sign, part in ((1, corner), (-1, wide), (-1, tall), (1, mask)))
+
+
 def _commonest_hues(video):
     """Hues of the two commonest colour names among the objects' pixels."""
     video, _, mask, _ = _segment(video)
-    counts = np.bincount(_nearest_hue(_hues(video[mask > 0.9])), minlength=len(shapes.COLOURS))
+    counts = np.bincount(_nearest_hue(hues(video[mask > 0.9])), minlength=len(shapes.COLOURS))
     return [shapes.HUES[shapes.COLOURS[index]] for index in np.argsort(counts)[-2:]]
 
 
@@ -144,11 +184,36 @@ def _track(video, bright, mask, visible, clear, evidence):
     contrast = np.sqrt((weight * light**2).sum((1, 2)))
     dx = (np.roll(light, -1, 2) - np.roll(light, 1, 2)) / 2
     dy = (np.roll(light, -1, 1) - np.roll(light, 1, 1)) / 2
-    energy = [(weight * part).sum((1, 2)) for part in (dx**2 + dy**2, dx**2 - dy**2, 2 * dx * dy)]
+    grain = [(weight * part).sum((1, 2)) for part in (dx**2 + dy**2, dx**2 - dy**2, 2 * dx * dy)]
     overlap = _overlaps(_centred(mask, centre), area)
     return Track(
-        seen, clear, centre, area, overlap, rgb, contrast, np.stack(energy, 1), bright * mask, evidence
+        seen=seen,
+        clear=clear,
+        centre=centre,
+        area=area,
+        overlap=overlap,
+        rgb=rgb,
+        contrast=contrast,
+        grain=np.stack(grain, 1),
+        edge=_sharpness(bright, mask),
+        bright=bright * mask,
+        evidence=evidence,
     )
+
+
+def _sharpness(bright, mask):
+    """Gradient energy of the brightness at the outline by its step and length, Σ|∇|² / (step Σ|∇|): 1 / width in pixels [F]."""
+    inside, around = _spread(mask, 2, np.minimum) > 0.9, _spread(mask, 2, np.maximum) > 0.1
+    step = _mean(bright, inside) - _mean(bright, ~around)
+    dx = (np.roll(bright, -1, 2) - np.roll(bright, 1, 2)) / 2
+    dy = (np.roll(bright, -1, 1) - np.roll(bright, 1, 1)) / 2
+    slope = np.where(around & ~inside, np.hypot(dx, dy), 0)
+    slope[:, [0, -1]] = slope[:, :, [0, -1]] = 0  # the picture's rim is no outline
+    return (slope**2).sum((1, 2)) / np.maximum(step * slope.sum((1, 2)), 1e-6)
+
+
+def _mean(image, where):
+    return (image * where).sum((1, 2)) / np.maximum(where.sum((1, 2)), 1)
 
 
 def _spread(mask, reach, extreme):
@@ -219,7 +284,11 @@ def summarise(measures, start=0, stop=None):
     hue, grey = _hue(rgb), np.ptp(rgb) < 0.1 * rgb.max() or not rgb.any()
     tracks = [Track(*(part[span] for part in track)) for track in measures.tracks]
     objects = tuple(_found(track, measures.fps) for track in tracks)
-    return Detection(objects, None if grey else shapes.COLOURS[_nearest_hue(hue)], hue, texture)
+    name = None if grey else shapes.COLOURS[_nearest_hue(hue)]
+    apart = np.all([track.clear for track in tracks], 0)  # objects that touch are counted as one
+    count = float(measures.count[span][apart].mean()) if apart.any() else np.nan
+    changed = measures.changed[span][np.isfinite(measures.changed[span])]
+    return Detection(objects, name, hue, texture, count, float(changed.mean()) if changed.size else np.nan)
 
 
 def _found(track, fps):
@@ -234,19 +303,24 @@ def _found(track, fps):
     rgb = track.rgb[seen].mean(0)
     hue = _hue(rgb)
     contrast = float(track.contrast[seen].mean())
-    pattern, stripe_angle = _pattern(contrast, track.grain[seen])
+    pattern, coherence, stripe_angle = _pattern(contrast, track.grain[seen])
+    name, path = motion.follow(_placed(track, shape, radius), track.seen, track.bright, track.area, fps)
     return Found(
         shape=shape if overlap.max() > MATCH else None,
         colour=shapes.COLOURS[_nearest_hue(hue)],
         size=min(shapes.SIZES, key=lambda size: abs(np.log(radius / shapes.RADII[size]))),
-        motion=_motion(track._replace(centre=_placed(track, shape, radius)), fps),
+        motion=name,
         hue=hue,
         rgb=rgb,
         radius=radius,
         pattern=pattern,
         contrast=contrast,
+        coherence=coherence,
         stripe_angle=stripe_angle,
-        overlap=float(overlap.max()),
+        overlaps=overlap,
+        edge=float(track.edge[seen].mean()),
+        area=float(track.area[seen].mean()),
+        path=path,
     )
 
 
@@ -262,16 +336,11 @@ def _placed(track, shape, radius):
         frame = np.arange(len(match))
         better = match[frame, row, column] > best
         best = np.where(better, match[frame, row, column], best)
-        x = column + _vertex(*(match[frame, row, (column + side) % SIDE] for side in (-1, 0, 1)))
-        y = row + _vertex(*(match[frame, (row + side) % SIDE, column] for side in (-1, 0, 1)))
+        x = column + motion.vertex(*(match[frame, row, (column + side) % SIDE] for side in (-1, 0, 1)))
+        y = row + motion.vertex(*(match[frame, (row + side) % SIDE, column] for side in (-1, 0, 1)))
         placed = (np.stack([x, y], 1) + SIDE / 2) % SIDE
         centre[hidden] = np.where(better[:, None], placed, centre[hidden])
     return centre
-
-
-def _vertex(left, top, right):
-    """Where between -1 and 1 the parabola through three samples, the middle one greatest, has its vertex."""
-    return (left - right) / (2 * (left - 2 * top + right) - 1e-9)
 
 
 @functools.cache
@@ -284,57 +353,11 @@ def _unit_areas():
 
 
 def _pattern(contrast, grain):
-    """Lightness contrast and gradients [F, 3] → (name, stripe angle)."""
+    """Lightness contrast and gradients [F, 3] → (name, coherence, stripe angle)."""
     energy, along, across = grain.T
     directed = float((np.hypot(along, across) / np.maximum(energy, 1e-9)).mean())
     name = "plain" if contrast < PLAIN else "stripes" if directed > DIRECTED else "dots"
-    return name, float(np.arctan2(across.sum(), along.sum()) / 2 % np.pi)
-
-
-def _motion(track, fps):
-    """Name of the motion, "still", or None for a path that is none of them."""
-    pairs = track.seen[STEP:] & track.seen[:-STEP]
-    if pairs.sum() < STEP:
-        return None
-    step = (track.centre[STEP:] - track.centre[:-STEP])[pairs]
-    step -= SIDE * np.round(step / SIDE)
-    length = np.hypot(*step.T)
-    if np.median(length) < STILL:
-        return "spinning" if abs(_turning(track, pairs, fps)) > 0.4 else "still"
-    if np.hypot(*step.sum(0)) > 0.8 * length.sum():
-        return "drifting"
-    heading = np.arctan2(step[:, 1], step[:, 0])
-    flips = np.cos(2 * heading)
-    if np.median(np.abs(flips - np.median(flips))) < 0.3:
-        return "bouncing"
-    turns = np.angle(np.exp(1j * (heading[STEP:] - heading[:-STEP])))
-    return "orbiting" if abs(turns.sum()) > 0.7 * np.abs(turns).sum() else None
-
-
-def _turning(track, pairs, fps):
-    """Radians a second by which an object at rest turns: the best shift between its polar samples."""
-    turn = np.exp(2j * np.pi * track.centre[track.seen] / SIDE).mean(0)
-    x, y = np.angle(turn) * SIDE / (2 * np.pi) - 0.5
-    reach = np.linspace(0.25, 1.3, 8)[:, None] * np.sqrt(np.median(track.area[track.seen]) / np.pi)
-    angle = 2 * np.pi * np.arange(BINS) / BINS
-    samples = _bilinear(track.bright, (x + reach * np.cos(angle)) % SIDE, (y + reach * np.sin(angle)) % SIDE)
-    spectrum = np.fft.rfft(samples * reach, axis=-1)
-    spectrum[..., 0] = 0
-    match = np.fft.irfft((spectrum[STEP:] * spectrum[:-STEP].conj())[pairs].sum(1), BINS)
-    shift = np.arange(-LIMIT, LIMIT + 1)
-    peak = shift[match[:, shift].argmax(1)]
-    peak = peak + _vertex(*(match[np.arange(len(match)), (peak + side) % BINS] for side in (-1, 0, 1)))
-    return float(np.median(peak)) * 2 * np.pi / BINS * fps / STEP
-
-
-def _bilinear(images, x, y):
-    """Samples [F, H, W] at pixel coordinates x, y on the torus."""
-    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
-    x1, y1, fx, fy = (x0 + 1) % SIDE, (y0 + 1) % SIDE, x - x0, y - y0
-    x0, y0 = x0 % SIDE, y0 % SIDE
-    upper = images[:, y0, x0] * (1 - fx) + images[:, y0, x1] * fx
-    lower = images[:, y1, x0] * (1 - fx) + images[:, y1, x1] * fx
-    return upper * (1 - fy) + lower * fy
+    return name, directed, float(np.arctan2(across.sum(), along.sum()) / 2 % np.pi)
 
 
 # ---------------------------------------------------------------------------------------------------- colours
@@ -342,17 +365,6 @@ def _bilinear(images, x, y):
 
 def _hue(rgb):
     return 360 * colorsys.rgb_to_hsv(*map(float, rgb))[0]
-
-
-def _hues(rgb):
-    """Hue of every pixel, degrees: the angle of the colour around the grey axis."""
-    red, green, blue = np.moveaxis(rgb, -1, 0)
-    return np.rad2deg(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
-
-
-def hue_gap(hue, other):
-    """Distance between hues, degrees."""
-    return np.abs((hue - other + 180) % 360 - 180)
 
 
 def _nearest_hue(hue):

@@ -32,6 +32,8 @@ COLOURS = tuple(HUES)
 RADII = {"large": 15.0, "small": 10.0}
 SIZES = tuple(RADII)
 MOTIONS = ("bouncing", "drifting", "orbiting", "spinning")
+SPEEDS = {"bouncing": (14.0, 24.0), "drifting": (9.0, 18.0)}  # units a second
+RATES = {"orbiting": (0.7, 1.4), "spinning": (0.6, 1.2)}  # radians a second
 PATTERNS = ("plain", "stripes", "dots")
 SPLITS = ("train", "held_out")
 
@@ -161,7 +163,7 @@ def _sample_thing(rng, name):
     heading = rng.uniform(0, 2 * np.pi)
     orbit = min(SPAN / 2 - outer, 17.0) * rng.uniform(0.75, 1.0)
     reach = outer + orbit * (name.motion == "orbiting")  # keeps the whole path inside the frame
-    slow, fast = (1.0, 2.0) if name.motion == "orbiting" else (1.2, 2.5)
+    slow, fast = RATES.get(name.motion, (0.0, 0.0))
     return Thing(
         name=name,
         says_size=bool(rng.uniform() < 0.7),
@@ -171,7 +173,8 @@ def _sample_thing(rng, name):
         pattern_period=rng.uniform(9.0, 13.0),
         pattern_phase=rng.uniform(0, 2 * np.pi, 2),
         start=rng.uniform(reach, SPAN - reach, 2),
-        velocity=rng.uniform(18.0, 36.0) * np.array([np.cos(heading), np.sin(heading)]),
+        velocity=rng.uniform(*SPEEDS.get(name.motion, (0.0, 0.0)))
+        * np.array([np.cos(heading), np.sin(heading)]),
         rate=rng.uniform(slow, fast) * rng.choice([-1.0, 1.0]),
         angle=rng.uniform(0, 2 * np.pi),
         orbit=orbit,

@@ -8,15 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "axes errors flash tree",
-    "attention collectives compilation config conv distributed files flow names quantize rope shapes tensorfile",
-    "detect dit footage text tiny_vae vae video",
+    "attention collectives colour compilation config conv distributed files flow motion names quantize rope shapes "
+    "statistics tensorfile",
+    "detect dit drift footage text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "placement prompts rollout",
     "change convert data golden lora losses state training_rollout",
     "stream weights",
     "sampler",
     "live script stages",
-    "preflight",
+    "evaluate preflight",
 ]  # every other module of the package stands above these, and the root scripts above all
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("rfjax/**/*.py")], key=str)

@@ -1,0 +1,165 @@
+"""Judges videos: do they show what their caption says, and do they stay as they began?
+
+    python -m rfjax.evaluate --prompts 64 --seconds 120 --methods rolling,self_forcing --out runs/drift
+    python -m rfjax.evaluate --prompts 64 --seconds 20 --given video
+    python -m rfjax.evaluate --ground_truth 64 [--damage]
+    python -m rfjax.evaluate --videos clips --out runs/clips
+
+The first rolls out held-out captions of the small world with a model (the shipped one, or --config and --weights); run again, it
+goes on after its last finished batch. The second gives the model the first 2 s (or the first frame) of the rendered scene to go on
+from: drift is then drift from the given object. The third judges rendered clips, crisp and then soft: what the judge gets wrong by
+itself; with --damage also clips that are damaged on purpose. The last measures any mp4 files. docs/drift.md says what is measured.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from rfjax import compilation, config, detect, quantize, sampler, shapes
+from rfjax.errors import UserError, exit_cleanly
+from rfjax.evaluate import draw, generate, keep, report, truth, videos
+from rfjax.files import replacing
+from rfjax.rollout import METHODS
+from rfjax.score import WINDOW
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--ground_truth", type=int, metavar="N", help="judge N rendered clips instead of a model's"
+    )
+    what.add_argument("--videos", metavar="DIR", help="measure the mp4 files of a folder instead")
+    add("--damage", action="store_true", help="with --ground_truth: also clips damaged on purpose")
+    add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
+    add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
+    add("--given", choices=("picture", "video"), help="what the clips go on from (default nothing)")
+    add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
+    add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
+    add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
+    add("--quantize", choices=quantize.MODES, help="judge the model in 8 bits")
+    add("--batch", type=int, default=8, help="clips rolled out together (default %(default)s)")
+    add("--objects", type=int, choices=(1, 2), default=1, help="in a rendered clip (default %(default)s)")
+    add("--seed", type=int, default=0, help="another seed gives other clips")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder for report.md, report.json, pictures, and what is needed to go on",
+    )
+    return parser.parse_args(argv)
+
+
+def check(args):
+    """UserError for numbers, names and places that cannot be."""
+    count = args.prompts if args.ground_truth is None else args.ground_truth
+    if count < 1 or args.batch < 1 or not WINDOW <= args.seconds < float("inf"):
+        raise UserError(
+            "Need at least one clip of 5 seconds: raise --prompts, --ground_truth, --batch or --seconds."
+        )
+    unknown = set(args.methods.split(",")) - set(METHODS)
+    if unknown:
+        raise UserError(f"There is no method {min(unknown)!r}; --methods takes {', '.join(METHODS)}.")
+    if args.damage and args.ground_truth is None:
+        raise UserError("--damage damages rendered clips; give --ground_truth N with it.")
+    if args.damage and args.objects == 2:
+        raise UserError("--damage shows clips of one object; leave out --objects 2.")
+    if args.out:
+        keep.check(args.out)
+
+
+def of_model(args):
+    """A model's clips by every method: the report's text, its figures, and pictures."""
+    settings = config.load(args.config)
+    world = config.build(shapes.World, settings, "world")
+    if world.size != detect.SIDE:
+        raise UserError(
+            f"{args.config} has a world of {world.size} pixels, but clips are judged at {detect.SIDE}."
+        )
+    scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
+    compilation.keep_programs()
+    model = sampler.load(settings, args.weights, given=args.given is not None, quantize=args.quantize)
+    task = generate.Task(args.prompts, args.seconds, args.seed, args.batch, args.given)
+    with keep.folder(args.out, generate.described(task, model, settings)) as place:
+        methods = {
+            name: generate.judged(model, scenes, name, task, place) for name in args.methods.split(",")
+        }
+        if args.out:
+            sheets(methods, scenes, task, place)
+    return told(methods)
+
+
+def told(methods):
+    """{name: scores} → text, figures, {name: curves}."""
+    text = report.compared(methods) + "\n" if len(methods) > 1 else ""
+    text += "\n".join(f"## {name}\n\n{report.tables(scores)}" for name, scores in methods.items())
+    figures = {name: {"summary": report.summary(scores), "clips": scores} for name, scores in methods.items()}
+    return text, figures, {name: report.curves(scores) for name, scores in methods.items()}
+
+
+def sheets(methods, scenes, task, place):
+    """A contact sheet for each of the first captions: one row a method."""
+    times = np.linspace(0, task.seconds, generate.COLUMNS)
+    for index, scene in enumerate(scenes[: generate.SHOWN]):
+        strips = {name: Image.open(generate.strip(place / "batches", name, index)) for name in methods}
+        draw.sheet(strips, times, shapes.caption(scene), place / f"sheet_{index}.png")
+
+
+def of_truth(args):
+    """Rendered clips, crisp and soft; with --damage the matrix and the anchors of the drift score."""
+    clips = args.ground_truth, args.seconds, shapes.World(objects=args.objects), args.seed
+    text, figures, lines = told(
+        {"rendered": truth.judge(*clips), "blurred and noisy": truth.judge(*clips, camera=truth.soft)}
+    )
+    if args.damage:
+        rows = truth.matrix(args.ground_truth, args.seed)
+        anchors, least = truth.calibration(args.ground_truth, args.seed)
+        text += f"\n## Damaged from the middle on\n\n{truth.matrix_table(rows)}\n"
+        text += f"\n## Anchors\n\n{truth.calibration_table(anchors, least)}\n"
+        figures |= {"damage": rows, "anchors": anchors, "least": least}
+    return text, figures, lines
+
+
+def of_videos(args):
+    """Any videos: a table of all, and one line a file."""
+    found = {path.name: videos.measure(path) for path in tqdm(videos.files(args.videos), unit=" video")}
+    length = min(len(next(iter(one.values()))) for one in found.values())
+    series = {
+        f"{name} ({unit})": [one[name] for one in found.values()] for name, unit in videos.UNITS.items()
+    }
+    text = f"{len(found)} videos of {length} s or more\n\n{report.ends_table(series)}\n"
+    for path, one in found.items():
+        rows = {f"{name} ({unit})": [one[name]] for name, unit in videos.UNITS.items()}
+        text += f"\n## {path}\n\n{report.ends_table(rows)}\n"
+    groups = {
+        path: {f"{name}, {unit}": one[name][None] for name, unit in videos.UNITS.items()}
+        for path, one in found.items()
+    }
+    return text, found, groups
+
+
+@exit_cleanly
+def main(argv=None):
+    args = parse(argv)
+    check(args)
+    judge = of_videos if args.videos else of_model if args.ground_truth is None else of_truth
+    text, figures, curves = judge(args)
+    print(text)
+    if args.out:
+        place = Path(args.out)
+        place.mkdir(parents=True, exist_ok=True)
+        with replacing(str(place / "report.md")) as path:
+            path.write_text(text)
+        keep.write(place / "report.json", figures)
+        draw.curves(curves, place / "by_second.png")
+
+
+if __name__ == "__main__":
+    main()

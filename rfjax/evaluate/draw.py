@@ -1,0 +1,69 @@
+"""Pictures of a run: every measure over time (matplotlib), and contact sheets."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rfjax.files import replacing
+from rfjax.statistics import mean_error
+
+LABEL, GAP, WIDE = 18, 4, 110  # pixels: a line of text, between frames, the names of the rows
+
+
+def curves(groups, path: Path) -> None:
+    """Draws {group: {title: [clips, S]}}: a panel a title, a line a group, mean and a band of one standard error.
+
+    Without matplotlib nothing is drawn, and one line says so.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"{path.name} is not drawn: it takes matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+        return
+    titles = list(next(iter(groups.values())))
+    columns = min(3, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(4 * columns, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, title in itertools.zip_longest(panels, titles):
+        if title is None:
+            panel.set_axis_off()
+            continue
+        for name, measured in groups.items():
+            mean, error = mean_error(measured[title].T)
+            second = np.arange(1, len(mean) + 1)
+            (line,) = panel.plot(second, mean, label=name, linewidth=1.2)
+            panel.fill_between(
+                second, mean - error, mean + error, alpha=0.2, color=line.get_color(), linewidth=0
+            )
+        panel.set_title(title, fontsize=9)
+        panel.tick_params(labelsize=8)
+    figure.supxlabel("second", fontsize=9)
+    if len(groups) > 1:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower right", fontsize=9)
+    with replacing(str(path)) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def sheet(strips, times, title: str, path: Path) -> None:
+    """A contact sheet: {name of a row: picture of frames side by side}, the times of its columns in seconds."""
+    height = next(iter(strips.values())).height
+    step = height + GAP
+    width = WIDE + len(times) * step
+    whole = Image.new("RGB", (width, 2 * LABEL + len(strips) * step + GAP), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    draw.text((GAP, 2), title, fill="black", font=font)
+    for column, time in enumerate(times):
+        draw.text((WIDE + column * step, LABEL + 2), f"{time:.0f} s", fill="black", font=font)
+    for row, (name, picture) in enumerate(strips.items()):
+        y = 2 * LABEL + row * step
+        draw.text((GAP, y + height // 2 - 7), name, fill="black", font=font)
+        for column in range(len(times)):
+            cell = picture.crop((column * height, 0, (column + 1) * height, height))
+            whole.paste(cell, (WIDE + column * step, y))
+    with replacing(str(path)) as partial:
+        whole.save(partial, "png")

@@ -1,0 +1,55 @@
+"""What can be said of means of few clips: standard errors, and the bootstrap of a ratio."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ratio(NamedTuple):
+    """The ratio of two means, its 95 % interval, and the share of resamples in which it is below 1."""
+
+    value: float
+    low: float
+    high: float
+    below: float
+
+
+def mean_error(values):
+    """Mean and its standard error over the last axis; NaN are left out: [..., N] → ([...], [...])."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    count = known.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, values, 0).sum(-1) / count
+        gaps = np.where(known, values - mean[..., None], 0)
+        return mean, np.sqrt((gaps**2).sum(-1) / (count - 1) / count)
+
+
+def bootstrap_means(scores, resamples, seed):
+    """Means of M methods under resampling: scores [M, seeds, prompts] → [resamples, M].
+
+    Training seeds and prompts are drawn with replacement, each by itself and the same for all methods (paired): a prompt that is
+    hard is so for every method and seed, and a seed that trained badly shows in every prompt (Owen and Eckles 2012).
+    """
+    scores = np.asarray(scores, np.float64)
+    _, seeds, prompts = scores.shape
+    rng = np.random.default_rng(seed)
+    times_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    times_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
+    return np.einsum("rs,msp,rp->rm", times_seed, scores, times_prompt, optimize=True)
+
+
+def bootstrap_ratio(scores, others, resamples=10_000, seed=0):
+    """Ratio of the mean drift of one method to another's, paired over training seeds × prompts.
+
+    Args:
+        scores, others: [seeds, prompts], the same seeds and prompts.
+
+    Returns:
+        `Ratio`; its interval is between the 2.5 % and 97.5 % quantiles. With one seed it says nothing of training.
+    """
+    both = np.stack([scores, others]).astype(np.float64)
+    means = bootstrap_means(both, resamples, seed)
+    ratios = means[:, 0] / means[:, 1]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return Ratio(float(both[0].mean() / both[1].mean()), float(low), float(high), float((ratios < 1).mean()))

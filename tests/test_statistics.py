@@ -1,0 +1,51 @@
+"""Standard errors and the bootstrap, against closed forms."""
+
+import numpy as np
+import pytest
+
+from rfjax.statistics import bootstrap_means, bootstrap_ratio, mean_error
+
+RNG = np.random.default_rng(0)
+SEED_EFFECT, PROMPT_EFFECT = RNG.normal(size=(4, 1)), RNG.normal(size=(1, 40))
+SCORES = 9 + SEED_EFFECT + PROMPT_EFFECT  # [seeds, prompts]
+
+
+def test_mean_and_error():
+    mean, error = mean_error([[1.0, 2.0, 3.0, np.nan], [5.0, 5.0, 5.0, 5.0]])
+    np.testing.assert_allclose(mean, [2, 5])
+    np.testing.assert_allclose(error, [1 / np.sqrt(3), 0])
+    assert np.isnan(mean_error([np.nan])[0])
+
+
+def test_resampled_means_have_the_variance_of_crossed_effects():
+    """Of an additive table, the mean's variance is var(seeds) / S + var(prompts) / P, exactly."""
+    means = bootstrap_means(SCORES[None], 40_000, 0)[:, 0]
+    wanted = SEED_EFFECT.var() / 4 + PROMPT_EFFECT.var() / 40
+    assert means.mean() == pytest.approx(SCORES.mean(), abs=0.02)
+    assert means.var() == pytest.approx(wanted, rel=0.03)
+
+
+def test_a_ratio_to_a_constant_has_the_quantiles_of_the_mean():
+    """Over many prompts the mean is normal: 95 % lie within 1.96 standard deviations."""
+    scores = 3 + np.random.default_rng(1).normal(size=(1, 400))
+    found = bootstrap_ratio(scores, np.full((1, 400), 2.0))
+    error = scores.std() / np.sqrt(400)
+    assert found.value == pytest.approx(scores.mean() / 2)
+    np.testing.assert_allclose(
+        [found.low, found.high], scores.mean() / 2 + error / 2 * np.array([-1.96, 1.96]), atol=0.005
+    )
+    assert found.below == 0
+
+
+def test_pairing_takes_out_what_both_methods_share():
+    """Twice as much in every prompt and seed is a ratio of 2 without any doubt, however the prompts differ."""
+    assert bootstrap_ratio(2 * SCORES, SCORES) == pytest.approx((2, 2, 2, 0))
+    assert bootstrap_ratio(SCORES, 2 * SCORES).below == 1
+    shuffled = bootstrap_ratio(2 * SCORES, SCORES[:, ::-1])
+    assert shuffled.low < 1.99 and shuffled.high > 2.01
+
+
+def test_the_same_seed_gives_the_same_interval():
+    other = SCORES**2
+    assert bootstrap_ratio(SCORES, other, 100, seed=3) == bootstrap_ratio(SCORES, other, 100, seed=3)
+    assert bootstrap_ratio(SCORES, other, 100, seed=3) != bootstrap_ratio(SCORES, other, 100, seed=4)
