@@ -2,7 +2,7 @@
 
     python train.py --config configs/shapes_teacher_long.py --workdir runs/teacher_long
 
-Expected: on held-out captions, colour, background and size right, shape in 9 clips of 10, the named motion in 7 of 10 (still
+Expected: on held-out captions, colour, background and size right, shape in 9 clips of 10, the named motion in half (still
 rising), as several runs of as many steps in all had it; not run in one go. 2.5 hours on 2 CPU cores at 2.0 steps a second.
 """
 

@@ -202,14 +202,18 @@ def _track(video, bright, mask, visible, clear, evidence):
 
 
 def _sharpness(bright, mask):
-    """Gradient energy of the brightness at the outline by its step and length, Σ|∇|² / (step Σ|∇|): 1 / width in pixels [F]."""
+    """Gradient energy of the brightness at the outline by its step and length, Σ|∇|² / (step Σ|∇|): 1 / width in pixels [F].
+
+    0 where nothing has an inside that is brighter than what is around it.
+    """
     inside, around = _spread(mask, 2, np.minimum) > 0.9, _spread(mask, 2, np.maximum) > 0.1
     step = _mean(bright, inside) - _mean(bright, ~around)
     dx = (np.roll(bright, -1, 2) - np.roll(bright, 1, 2)) / 2
     dy = (np.roll(bright, -1, 1) - np.roll(bright, 1, 1)) / 2
     slope = np.where(around & ~inside, np.hypot(dx, dy), 0)
     slope[:, [0, -1]] = slope[:, :, [0, -1]] = 0  # the picture's rim is no outline
-    return (slope**2).sum((1, 2)) / np.maximum(step * slope.sum((1, 2)), 1e-6)
+    length = step * slope.sum((1, 2))
+    return np.where(length > 1e-6, (slope**2).sum((1, 2)) / np.maximum(length, 1e-6), 0)
 
 
 def _mean(image, where):

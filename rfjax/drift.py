@@ -70,7 +70,7 @@ def _object_distances(then, now, named):
         "surface": 100 * float(np.linalg.norm(np.subtract(*surfaces))),
         "size": 100 * abs(np.log(now.radius / then.radius)),
         "shape": 100 * max(0.0, float(then.overlaps[best] - now.overlaps[best])),
-        "edge": 100 * (1 - min(then.edge / now.edge, now.edge / then.edge)),
+        "edge": 100 * (1 - min(then.edge, now.edge) / max(then.edge, now.edge, 1e-6)),
         "motion": 100 * float(np.linalg.norm(before - after) / pace),
     }
 

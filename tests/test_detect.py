@@ -107,6 +107,12 @@ def test_sharpness_of_a_ramp(width):
     assert detect.measure(video).tracks[0].edge[0] == pytest.approx(wanted, rel=0.08)
 
 
+def test_an_outline_without_an_inside_has_no_sharpness():
+    video = np.full((4, 64, 64, 3), 40, np.uint8)
+    video[:, 10:54:4, 8:56] = 90  # lines of a pixel: nothing lies two pixels deep
+    assert np.all(detect.measure(video).tracks[0].edge == 0)
+
+
 def test_colours_in_cielab():
     """Published values of sRGB's primaries and white."""
     rgb = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
