@@ -31,7 +31,7 @@ from rfjax import (
     script,
     video,
 )
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import UserError, exit_cleanly, interrupts
 from rfjax.rollout import METHODS
 
 ROOT = Path(__file__).parent
@@ -245,8 +245,9 @@ def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total
     Returns the seconds until the first frames were written, and the frames a second of each clip after them.
     """
     started, done, first = time.perf_counter(), 0, None
-    with tqdm(total=total, unit=" frames", disable=None) as bar:
+    with tqdm(total=total, unit=" frames", disable=None) as bar, interrupts() as check:
         for block in blocks:
+            check()
             block = block[:, : total - done]
             for frames, writers in zip(block, clips, strict=True):
                 for writer in writers:

@@ -1,10 +1,13 @@
 """Errors that speak to the user: one sentence saying what is wrong and what to do, never a traceback."""
 
+import contextlib
 import errno
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -41,3 +44,26 @@ def exit_cleanly(main: Callable[..., None]) -> Callable[..., None]:
         sys.exit(2)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """A check to call in long loops: it raises a Ctrl-C that Python lost, as it does in destructors and callbacks of C."""
+    usual, came = signal.getsignal(signal.SIGINT), []
+
+    def remember(*what):
+        came.append(what)
+        usual(*what)
+
+    def check():
+        if came:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield check  # Ctrl-C is the main thread's, or means nothing here
+        return
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, usual)

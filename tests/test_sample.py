@@ -17,7 +17,7 @@ from PIL import Image
 
 import sample
 from rfjax import checkpoint, dit, sampler, vae
-from rfjax.errors import UserError
+from rfjax.errors import UserError, interrupts
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 
 CONFIG = """
@@ -352,6 +352,24 @@ def test_tiny_decoder_takes_the_place_of_the_vae(weights):
 )
 def test_size_that_the_patches_do_not_tile_is_refused_with_those_near_it(weights, capsys, size, says):
     assert says in fails(capsys, "--weights", weights, "--size", size)
+
+
+class Deaf:
+    """What loses Ctrl-C: an exception in a destructor goes nowhere."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_loses_is_raised_again():
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts() as check:
+        check()
+        Deaf()
+        check()
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_the_command_streams_and_survives_ctrl_c(tmp_path, weights):
