@@ -1,5 +1,6 @@
 """Errors that speak to the user: one sentence saying what is wrong and what to do, never a traceback."""
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -8,10 +9,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake in what the user gave. The message is one sentence: what is wrong, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence in place of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"A flag is wrong: {message}; --help lists them all.")
 
 
 def sentence(error: BaseException) -> str | None:

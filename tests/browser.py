@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from served import server
+from served import Checks, server
 
 from rfjax import detect, shapes
 
@@ -41,15 +41,6 @@ def missing() -> str | None:
     if not any(map(shutil.which, BROWSERS)):
         return "there is no chromium: apt-get install chromium"
     return None
-
-
-class Checks:
-    def __init__(self):
-        self.failed = 0
-
-    def __call__(self, name: str, holds: bool, told="") -> None:
-        self.failed += not holds
-        print(f"{'ok  ' if holds else 'FAIL'} {name}{f': {told}' if told != '' else ''}", flush=True)
 
 
 def wait(page, phase: str) -> None:

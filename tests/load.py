@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from PIL import Image
-from served import server
+from served import Checks, server
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
@@ -40,15 +40,6 @@ BAD = [
     '{"type": "start", "prompt": "a dragon", "seed": 1}',
     "{}",
 ]
-
-
-class Checks:
-    def __init__(self):
-        self.failed = 0
-
-    def __call__(self, name: str, holds: bool, told="") -> None:
-        self.failed += not holds
-        print(f"{'ok  ' if holds else 'FAIL'} {name}: {told}", flush=True)
 
 
 def opened(address: str, **options):

@@ -38,3 +38,14 @@ def server(*flags: str, fake: bool) -> Iterator[tuple[str, subprocess.Popen]]:
             process.kill()
             errors.seek(0)
             sys.stderr.write(errors.read())
+
+
+class Checks:
+    """Prints each check as it comes, and counts those that fail."""
+
+    def __init__(self):
+        self.failed = 0
+
+    def __call__(self, name: str, holds: bool, told="") -> None:
+        self.failed += not holds
+        print(f"{'ok  ' if holds else 'FAIL'} {name}{f': {told}' if told != '' else ''}", flush=True)

@@ -2,14 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from ml_collections import ConfigDict
 
 from rfjax import attention, config, placement, preflight, quantize, sampler
 from rfjax.bench import parts
-from rfjax.errors import UserError
+from rfjax.errors import Parser, UserError
 from rfjax.files import check_writable
 from rfjax.preflight.estimate import gib
 from rfjax.rollout import METHODS
@@ -18,13 +17,6 @@ from rfjax.umt5 import UMT5Config
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 STEPS = ("first", *parts.PARTS, "stream")  # all that can be measured, in this order
 PICTURES = (".png", ".svg", ".pdf")
-
-
-class Parser(argparse.ArgumentParser):
-    """One sentence in place of the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"A flag is wrong: {message}; --help lists them all.")
 
 
 def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace, ConfigDict]:

@@ -15,7 +15,7 @@ import numpy as np
 from rfjax import config, sampler
 from rfjax.bench import flags, formula
 from rfjax.dit import DiTConfig
-from rfjax.errors import UserError
+from rfjax.errors import Parser, UserError
 from rfjax.preflight.chips import CHIPS, H200, Chip
 from rfjax.rollout import METHODS, RolloutConfig
 
@@ -62,7 +62,7 @@ def seconds(work: float, moved: float, chip: Chip) -> float:
 
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser(
+    parser = Parser(
         prog="python -m rfjax.bench roofline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

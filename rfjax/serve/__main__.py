@@ -10,19 +10,11 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
 
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 TOKEN = "RFJAX_TOKEN"  # the variable, so that it need not be in the list of processes
-
-
-class Parser(argparse.ArgumentParser):
-    """One sentence in place of the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"A flag is wrong: {message}; --help lists them all.")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
