@@ -51,7 +51,7 @@ def rolling_model(config: dit.DiTConfig) -> rollout.Model:
 
 @functools.partial(jax.jit, donate_argnames="state")
 def rolling_step(model: rollout.Model, noise, state: rollout.RolloutState):
-    """`rollout.stream_step` on a noise array [B, block, step, f, H, W, C]."""
+    """`stream.stream_step` on a noise array [B, block, step, f, H, W, C]."""
     return rollout.METHODS["rolling"].step(model, rollout.array_noise(noise), rollout.ENDLESS, state)
 
 

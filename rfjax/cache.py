@@ -72,16 +72,18 @@ def _slot(config: CacheConfig, block: Array) -> Array:
     return jnp.where(block < sinks, block, sinks + (block - sinks) % config.ring_blocks)
 
 
-def write(cache: KVCache, block: Array, kv: KV) -> KVCache:
-    """Stores a finished block's keys and values [L, B, N, A, K], in place of the oldest one in the ring."""
+def write(cache: KVCache, block: Array, kv: KV, when: Array | bool = True) -> KVCache:
+    """Stores a finished block's keys and values [L, B, N, A, K], in place of the oldest one in the ring; if not `when`, nothing."""
     slot = _slot(cache.config, block)
 
     def store(slots, new):
+        old = jax.lax.dynamic_index_in_dim(slots, slot, axis=2, keepdims=False)
         # A slice, not a scatter, for which XLA would lay out the whole cache anew.
-        return _placed(jax.lax.dynamic_update_index_in_dim(slots, new.astype(slots.dtype), slot, axis=2))
+        new = jnp.where(when, new.astype(slots.dtype), old)
+        return _placed(jax.lax.dynamic_update_index_in_dim(slots, new, slot, axis=2))
 
     stored = jax.tree.map(store, cache.kv, KV(*(_kept(cache.config, x) for x in kv)))
-    return cache.replace(kv=stored, block=cache.block.at[slot].set(block))
+    return cache.replace(kv=stored, block=cache.block.at[slot].set(jnp.where(when, block, cache.block[slot])))
 
 
 def _read(cache: KVCache, slots: Array, first_frames: Array, block_frames: int, valid: Array | None) -> Past:

@@ -80,10 +80,17 @@ class Past(NamedTuple):
 
 
 def seen(kv: KV, slots: Array) -> KV:
-    """The blocks in these slots [S], one after another: k, v [..., slots, N, A, K] → [..., S·N, A, K]."""
-    return jax.tree.map(
-        lambda a: einops.rearrange(a[..., slots, :, :, :], "... s n a k -> ... (s n) a k"), kv
-    )
+    """The blocks in these slots [S], one after another: k, v [..., slots, N, A, K] → [..., S·N, A, K].
+
+    By slices, not a gather, for which XLA would copy the whole cache to a layout that it likes better.
+    """
+
+    def pick(a):
+        none = a[..., 0, :0, :, :]  # where no slot is seen
+        blocks = (jax.lax.dynamic_index_in_dim(a, slot, a.ndim - 4, keepdims=False) for slot in slots)
+        return jnp.concatenate([none, *blocks], axis=-3)
+
+    return jax.tree.map(pick, kv)
 
 
 def timestep_embedding(t: Array, dim: int) -> Array:

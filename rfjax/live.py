@@ -34,6 +34,7 @@ from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.rollout import ENDLESS, Model, RolloutState
 from rfjax.sampler import Sampler, clip_keys, decode_block
+from rfjax.stream import begin
 
 ANY = "a"  # a prompt that every encoder reads
 
@@ -218,7 +219,7 @@ def _empty(sampler: Sampler, model: Model, limit: int) -> Shelf:
 
 
 def _fresh(model: Model, frame_shape: tuple[int, ...]) -> RolloutState:
-    return rollout.begin(model, "rolling", 1, frame_shape, recall=True)
+    return begin(model, "rolling", 1, frame_shape, recall=True)
 
 
 def _rows(tree: Any, slots: Array) -> Any:
@@ -255,7 +256,8 @@ def _advance(model: Model, texts: list[KV], keys: Array, shelf: Shelf, slots: Ar
 
     def step(state, text_kv, key):
         noise = rollout.position_noise(key, shelf.block.shape[2:])
-        return rollout.rolling_branch(model.replace(text_kv=text_kv), noise, ENDLESS, state, steady)
+        bound = model.replace(text_kv=text_kv)
+        return rollout.METHODS["rolling"].step(bound, noise, ENDLESS, state, steady)
 
     texts = jax.tree.map(lambda *a: jnp.stack(a), *texts)
     rows = jax.vmap(step)(_rows(shelf.state, slots), texts, keys)

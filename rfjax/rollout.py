@@ -119,14 +119,18 @@ def flat(blocks: Array) -> Array:
     return blocks.reshape(blocks.shape[0], -1, *blocks.shape[3:])
 
 
+def clean_kv(model: Model, cache: kv_cache.KVCache, block: Array, x0: Array, steady: bool) -> KV:
+    """Keys and values [L, B, N, A, K] of a finished block [B, f, H, W, C], run alone at t = 0."""
+    frames = model.config.block_frames
+    past = model.policy.read_clean(cache, block, frames, steady)
+    return model.x0(x0, jnp.zeros(frames), _frames(block[None], frames), past)[1]
+
+
 def clean_call(
     model: Model, cache: kv_cache.KVCache, block: Array, x0: Array, steady: bool
 ) -> kv_cache.KVCache:
     """Runs a finished block [B, f, H, W, C] alone at t = 0 and writes its keys and values."""
-    frames = model.config.block_frames
-    past = model.policy.read_clean(cache, block, frames, steady)
-    _, kv = model.x0(x0, jnp.zeros(frames), _frames(block[None], frames), past)
-    return model.policy.write(cache, block, kv)
+    return model.policy.write(cache, block, clean_kv(model, cache, block, x0, steady))
 
 
 def recalling(state: RolloutState) -> RolloutState:
@@ -135,11 +139,14 @@ def recalling(state: RolloutState) -> RolloutState:
     return state.replace(clean=jnp.zeros((batch, state.cache.block.size, *frame_shape)))
 
 
-def _recall(clean: Array | None, cache: kv_cache.KVCache, block: Array, x0: Array) -> Array | None:
-    """Keeps a cached block's x0 [B, f, H, W, C] beside its keys, where there is room."""
+def recall(clean: Array | None, cache: kv_cache.KVCache, block: Array, x0: Array) -> Array | None:
+    """Keeps the x0 [B, f, H, W, C] of a block that is cached beside its keys, where there is room."""
     if clean is None:
         return None
-    return jax.lax.dynamic_update_index_in_dim(clean, x0, jnp.argmax(cache.block == block), axis=1)
+    here = cache.block == block
+    slot = jnp.argmax(here)
+    x0 = jnp.where(here.any(), x0, jax.lax.dynamic_index_in_dim(clean, slot, axis=1, keepdims=False))
+    return jax.lax.dynamic_update_index_in_dim(clean, x0, slot, axis=1)
 
 
 # Rolling Forcing
@@ -216,38 +223,55 @@ def noised(model: Model, noise: NoiseFn, x0: Array, blocks: Array, step: Array) 
     return flow.add_noise(x0, epsilon, t)
 
 
-def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, steady: bool) -> RolloutState:
-    """After window i's call: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
-    last = model.config.num_steps - 1
-    first = jnp.maximum(state.index - last, state.given)
+def finished_kv(model: Model, state: RolloutState, x0: Array, steady: bool) -> KV:
+    """After window i's call: the clean keys and values [L, B, N, A, K] of block a, if that is finished; if not, zeros."""
+    first = _first(model, state)
+
+    def clean():
+        return clean_kv(model, state.cache, first, x0[:, 0], steady)
+
+    if steady:
+        return clean()
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(clean))
+    return jax.lax.cond(_full(model, state), clean, lambda: nothing)
+
+
+def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, kv: KV) -> RolloutState:
+    """After window i's calls: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
+    first, full, last = _first(model, state), _full(model, state), model.config.num_steps - 1
     blocks = first + jnp.arange(last + 1)
     # One step down; the finished one is at the last t, unused.
     window = noised(model, noise, x0, blocks, jnp.clip(state.index - blocks + 1, 0, last))
-
-    def finish(window, cache, clean):
-        cache = clean_call(model, cache, first, x0[:, 0], steady)
-        return jnp.roll(window, -1, axis=1), cache, _recall(clean, cache, first, x0[:, 0])
-
-    stays = window, state.cache, state.clean
-    if steady:
-        window, cache, clean = finish(*stays)
-    else:
-        full = state.index - state.given >= last
-        window, cache, clean = jax.lax.cond(full, finish, lambda *same: same, *stays)
-    return state.replace(window=window, cache=cache, clean=clean, index=state.index + 1)
+    cache = model.policy.write(state.cache, first, kv, full)
+    return state.replace(
+        window=jnp.where(full, jnp.roll(window, -1, axis=1), window),
+        cache=cache,
+        clean=recall(state.clean, cache, first, x0[:, 0]),
+        index=state.index + 1,
+    )
 
 
-def rolling_branch(
+def _first(model: Model, state: RolloutState) -> Array:
+    """Block a of window i."""
+    return jnp.maximum(state.index - model.config.num_steps + 1, state.given)
+
+
+def _full(model: Model, state: RolloutState) -> Array:
+    """Whether window i finishes block a: not in the first S - 1."""
+    return state.index - state.given >= model.config.num_steps - 1
+
+
+def rolling_calls(
     model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
-) -> tuple[RolloutState, Array]:
-    """Rolling window i: denoise every block a step, finish block a. Returns the next state and block a [B, f, H, W, C].
+) -> tuple[Array, KV]:
+    """Rolling window i, every block a step denoised [B, S, f, H, W, C], and the clean keys and values of block a.
 
-    In the first S-1 windows nothing is finished and what is returned has no meaning. The ramps at both ends take a masked path; in
-    between, which `steady` promises, nothing is masked and no key is wasted.
+    In the first S-1 windows nothing is finished, and these are zeros. The ramps at both ends take a masked path; in between, which
+    `steady` promises, nothing is masked and no key is wasted.
     """
     state = enter(model, noise, state)
     x0 = window_call(model, state.cache, state.window, state.index, num_blocks, state.given, steady=steady)
-    return leave(model, noise, state, x0, steady), x0[:, 0]
+    return x0, finished_kv(model, state, x0, steady)
 
 
 def rolling_steady(config: RolloutConfig, state: RolloutState, num_blocks: Array) -> Array:
@@ -293,48 +317,67 @@ def denoise_block(
     return block_call(model, cache, x, block, last_step, steady), x
 
 
-def self_forcing_branch(
+def self_forcing_calls(
     model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState, steady: bool
-) -> tuple[RolloutState, Array]:
-    """Block b from noise to x0 in S calls, then its clean call. Returns the next state and the block [B, f, H, W, C]."""
+) -> tuple[Array, KV]:
+    """Block b from noise to x0 [B, 1, f, H, W, C] in S calls, and the keys and values of its clean call."""
     del num_blocks  # a block never looks ahead, so the clip's end does not matter
-    block = state.index
-    x0, _ = denoise_block(model, noise, state.cache, block, model.config.num_steps - 1, steady)
-    cache = clean_call(model, state.cache, block, x0, steady)
-    return state.replace(cache=cache, clean=_recall(state.clean, cache, block, x0), index=block + 1), x0
+    x0, _ = denoise_block(model, noise, state.cache, state.index, model.config.num_steps - 1, steady)
+    return x0[:, None], clean_kv(model, state.cache, state.index, x0, steady)
+
+
+def self_forcing_leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, kv: KV) -> RolloutState:
+    """After block b's calls: write its clean keys."""
+    del noise  # nothing is under way
+    cache = model.policy.write(state.cache, state.index, kv)
+    clean = recall(state.clean, cache, state.index, x0[:, 0])
+    return state.replace(cache=cache, clean=clean, index=state.index + 1)
 
 
 # Drivers
 
 
 class Method(NamedTuple):
-    """A way to roll out: its first state, its step in two forms and when the steady one holds, and how many steps pass before the
-    first block is finished."""
+    """A way to roll out: its first state; a step's calls of the network, when these need no mask, and what the next state is after
+    them; and how many steps pass before the first block is finished."""
 
     init: Callable[..., RolloutState]
-    branch: Callable[..., tuple[RolloutState, Array]]
+    calls: Callable[..., tuple[Array, KV]]
     steady: Callable[[RolloutConfig, RolloutState, Array], Array]
+    leave: Callable[..., RolloutState]
     lead: Callable[[RolloutConfig], int]
 
     def step(
-        self, model: Model, noise: NoiseFn, num_blocks: Array, state: RolloutState
+        self,
+        model: Model,
+        noise: NoiseFn,
+        num_blocks: Array,
+        state: RolloutState,
+        steady: bool | None = None,
     ) -> tuple[RolloutState, Array]:
-        """The next state, and the block [B, f, H, W, C] that is finished."""
-        branch = functools.partial(self.branch, model, noise, num_blocks)
-        return jax.lax.cond(
-            self.steady(model.config, state, num_blocks),
-            functools.partial(branch, steady=True),
-            functools.partial(branch, steady=False),
-            state,
-        )
+        """The next state, and the block [B, f, H, W, C] that is finished. `steady`: whether it is, where the caller knows.
+
+        Only the calls are in branches of the program, and they leave the cache alone: one that a branch gave back would be copied
+        whole. It is written after them, in place.
+        """
+        calls = functools.partial(self.calls, model, noise, num_blocks)
+        if steady is None:
+            masked, plain = (functools.partial(calls, steady=known) for known in (False, True))
+            x0, kv = jax.lax.cond(self.steady(model.config, state, num_blocks), plain, masked, state)
+        else:
+            x0, kv = calls(state, steady)
+        return self.leave(model, noise, state, x0, kv), x0[:, 0]
 
 
 METHODS = {
-    "rolling": Method(rolling_init, rolling_branch, rolling_steady, lambda config: config.num_steps - 1),
+    "rolling": Method(
+        rolling_init, rolling_calls, rolling_steady, leave, lambda config: config.num_steps - 1
+    ),
     "self_forcing": Method(
         self_forcing_init,
-        self_forcing_branch,
+        self_forcing_calls,
         lambda config, state, num_blocks: state.index >= config.span_blocks,
+        self_forcing_leave,
         lambda config: 0,
     ),
 }
@@ -352,36 +395,3 @@ def rollout(
 
     _, blocks = jax.lax.scan(step, how.init(model, batch, frame_shape), None, length=num_blocks + lead)
     return flat(jnp.moveaxis(blocks[lead:], 0, 1))
-
-
-@functools.partial(jax.jit, static_argnames="method", donate_argnames="state")
-def stream_step(
-    model: Model, method: str, keys: Array, num_blocks: Array, state: RolloutState
-) -> tuple[RolloutState, Array]:
-    """One compiled step of a stream with noise by position; `state` is donated."""
-    noise = position_noise(keys, state.window.shape[2:])
-    state, block = METHODS[method].step(model, noise, num_blocks, state)
-    return _kept(state), axes.constrain(block, "batch")
-
-
-def _kept(state: RolloutState) -> RolloutState:
-    """On a mesh, the state where its first one was, so that the next step is the same program; the cache sees to itself."""
-    clean = None if state.clean is None else axes.constrain(state.clean, "batch")
-    return state.replace(window=axes.constrain(state.window, "batch"), clean=clean)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape", "recall"))
-def begin(
-    model: Model, method: str, batch: int, frame_shape: tuple[int, ...], recall: bool = False
-) -> RolloutState:
-    """A stream's state before anything, with room for the x0 of cached blocks if it shall `recall`; frame_shape = (f, H, W, C)."""
-    state = METHODS[method].init(model, batch, frame_shape)
-    return _kept(recalling(state) if recall else state)
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
-    """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
-    cache, clean = clean_call(model, state.cache, state.index, x0, steady=False), state.clean
-    state = state.replace(cache=cache, clean=_recall(clean, cache, state.index, x0))
-    return _kept(state.replace(index=state.index + 1, given=state.given + 1))

@@ -50,9 +50,7 @@ class Stream:
 
     def _begin(self, keys: Array, given: Iterable[Array]) -> None:
         with axes.on(self._mesh):
-            self.state = rollout.begin(
-                self.model, self._method, keys.shape[0], self._frame_shape, self._recall
-            )
+            self.state = begin(self.model, self._method, keys.shape[0], self._frame_shape, self._recall)
         self.index = 0  # of the next rolling window, or Self-Forcing block
         self._keys, self._given = keys, iter(given)
         self._shown, self._lead = 0, METHODS[self._method].lead(self.model.config)
@@ -66,7 +64,7 @@ class Stream:
         block = next(self._given, None)
         with axes.on(self._mesh):
             if block is not None:
-                self.state, self.index = rollout.remember(self.model, self.state, block), self.index + 1
+                self.state, self.index = remember(self.model, self.state, block), self.index + 1
             else:
                 for _ in range(self._lead + 1):
                     block = self._step()
@@ -75,9 +73,7 @@ class Stream:
         return block
 
     def _step(self) -> Array:
-        self.state, block = rollout.stream_step(
-            self.model, self._method, self._keys, self._num_blocks, self.state
-        )
+        self.state, block = stream_step(self.model, self._method, self._keys, self._num_blocks, self.state)
         self.model = self.model.replace(text_kv=next(self._texts, self.model.text_kv))
         self.index += 1
         return block
@@ -108,6 +104,39 @@ class Stream:
     def close(self) -> None:
         """Frees the state; there are no more blocks."""
         self.state, self._given, self._shown = None, iter(()), self._num_blocks
+
+
+@functools.partial(jax.jit, static_argnames="method", donate_argnames="state")
+def stream_step(
+    model: Model, method: str, keys: Array, num_blocks: Array, state: RolloutState
+) -> tuple[RolloutState, Array]:
+    """One compiled step of a stream with noise by position; `state` is donated."""
+    noise = rollout.position_noise(keys, state.window.shape[2:])
+    state, block = METHODS[method].step(model, noise, num_blocks, state)
+    return _kept(state), axes.constrain(block, "batch")
+
+
+def _kept(state: RolloutState) -> RolloutState:
+    """On a mesh, the state where its first one was, so that the next step is the same program; the cache sees to itself."""
+    clean = None if state.clean is None else axes.constrain(state.clean, "batch")
+    return state.replace(window=axes.constrain(state.window, "batch"), clean=clean)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "batch", "frame_shape", "recall"))
+def begin(
+    model: Model, method: str, batch: int, frame_shape: tuple[int, ...], recall: bool = False
+) -> RolloutState:
+    """A stream's state before anything, with room for the x0 of cached blocks if it shall `recall`; frame_shape = (f, H, W, C)."""
+    state = METHODS[method].init(model, batch, frame_shape)
+    return _kept(rollout.recalling(state) if recall else state)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
+    """A state before its first step, with one more given block x0 [B, f, H, W, C] in its cache; `state` is donated."""
+    cache, clean = rollout.clean_call(model, state.cache, state.index, x0, steady=False), state.clean
+    state = state.replace(cache=cache, clean=rollout.recall(clean, cache, state.index, x0))
+    return _kept(state.replace(index=state.index + 1, given=state.given + 1))
 
 
 _recache = jax.jit(recache, donate_argnames="state")

@@ -61,7 +61,8 @@ def rolling(model: Model, plan: Plan) -> Stash:
         )  # num_calls: dropped
         inputs = inputs.at[call].set(state.window, mode="drop")
         outputs = outputs.at[call].set(x0, mode="drop")
-        return (rollout.leave(model, noise, state, x0, steady=False), inputs, outputs), None
+        kv = rollout.finished_kv(model, state, x0, steady=False)
+        return (rollout.leave(model, noise, state, x0, kv), inputs, outputs), None
 
     start = (rollout.rolling_init(model, batch, frame_shape), empty, empty)
     (state, inputs, outputs), _ = jax.lax.scan(window, start, None, length=max_blocks + steps - 1)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax import config, convert, dit, rollout, sampler, tensorfile, tree
+from rfjax.stream import stream_step
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/wan_1_3b.py"
@@ -76,7 +77,7 @@ def abstract_window(settings) -> None:
     model, state = jax.eval_shape(functools.partial(abstract_stream, network, roll, latent))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     _, block = jax.eval_shape(
-        lambda model, state, keys: rollout.stream_step(model, "rolling", keys, np.int32(9), state),
+        lambda model, state, keys: stream_step(model, "rolling", keys, np.int32(9), state),
         model,
         state,
         keys,

@@ -13,7 +13,7 @@ import tiny
 from rfjax import change, dit, rollout
 from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
-from rfjax.stream import Stream
+from rfjax.stream import Stream, stream_step
 
 CONFIGS = {  # as published: Self Forcing has no sink
     "rolling": RolloutConfig((1000, 750, 500), block_frames=2, sink_blocks=1, ring_blocks=5, span_blocks=5),
@@ -180,7 +180,7 @@ def test_a_closed_stream_ends_and_its_memory_is_free():
 
 def test_new_prompts_compile_once_and_leave_nothing_behind():
     stream, used = opened("rolling", num_blocks=rollout.ENDLESS), []
-    old, traces = stream.model.text_kv, rollout.stream_step._cache_size()
+    old, traces = stream.model.text_kv, stream_step._cache_size()
     for turn in range(3):
         for words in ("crossfade:2", "renoise:1+recache"):
             stream.change(old if turn % 2 else new_text(), change.parse(words))
@@ -189,7 +189,7 @@ def test_new_prompts_compile_once_and_leave_nothing_behind():
             next(stream)
         used.append(sum(array.nbytes for array in jax.live_arrays()))
     assert used[0] == used[1] == used[2]
-    assert rollout.stream_step._cache_size() <= traces + 1
+    assert stream_step._cache_size() <= traces + 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
 from rfjax.preflight import estimate
+from rfjax.stream import stream_step
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.vae import VAE, VAEConfig
 
@@ -136,7 +137,7 @@ def compiled_step(settings, clips, method):
     model = rollout.Model(DiT(c), params, text_kv, roll)
     state = jax.eval_shape(lambda: rollout.METHODS[method].init(model, clips, (3, *tiny.FRAME)))
     keys, count = jax.ShapeDtypeStruct((clips, 2), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
-    return rollout.stream_step.lower(model, method, keys, count, state)
+    return stream_step.lower(model, method, keys, count, state)
 
 
 def compiled_decoding(settings, clips):

@@ -11,7 +11,7 @@ import tiny
 
 from rfjax import attention, rollout
 from rfjax.rollout import METHODS, RolloutConfig
-from rfjax.stream import Stream
+from rfjax.stream import Stream, stream_step
 
 CONFIGS = {  # as published: Self Forcing has no sink
     "rolling": RolloutConfig((1000, 750, 500), block_frames=2, sink_blocks=1, ring_blocks=5, span_blocks=5),
@@ -148,7 +148,7 @@ def test_far_along_a_stream_the_numbers_are_those_near_its_start(method, shift):
 
 @methods
 def test_a_stream_compiles_once_and_its_memory_does_not_grow(method):
-    model, used, traces = tiny.model(CONFIGS[method], BATCH), [], rollout.stream_step._cache_size()
+    model, used, traces = tiny.model(CONFIGS[method], BATCH), [], stream_step._cache_size()
     for count, block in enumerate(Stream(model, KEYS, frame_shape(CONFIGS[method]), method), start=1):
         del block
         if count in (5, 60):
@@ -157,13 +157,13 @@ def test_a_stream_compiles_once_and_its_memory_does_not_grow(method):
             break
     list(Stream(model, KEYS[::-1], frame_shape(CONFIGS[method]), method, 3))
     assert used[0] == used[1]
-    assert rollout.stream_step._cache_size() <= traces + 1
+    assert stream_step._cache_size() <= traces + 1
 
 
 def test_a_step_takes_over_the_buffers_of_the_state():
     model, config = tiny.model(CONFIGS["rolling"], BATCH), CONFIGS["rolling"]
     before = rollout.rolling_init(model, BATCH, frame_shape(config))
-    rollout.stream_step(model, "rolling", KEYS, rollout.ENDLESS, before)
+    stream_step(model, "rolling", KEYS, rollout.ENDLESS, before)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before) if leaf.ndim)
 
 

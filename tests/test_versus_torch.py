@@ -11,6 +11,7 @@ import tiny
 from test_rollout import CONFIGS, KEYS, frame_shape, noise
 
 from rfjax import rollout
+from rfjax.stream import stream_step
 from rfjax.vae import VAE, VAEConfig
 
 torch = pytest.importorskip("torch")
@@ -28,11 +29,11 @@ def test_the_twin_of_the_stream_goes_on_with_the_same_blocks():
     state = rollout.rolling_init(model, len(KEYS), frame_shape(config))
     lead = config.span_blocks + config.num_steps - 1
     for _ in range(lead):
-        state, _ = rollout.stream_step(model, "rolling", KEYS, rollout.ENDLESS, state)
+        state, _ = stream_step(model, "rolling", KEYS, rollout.ENDLESS, state)
     twin = torch_twin.Stream(model, state)
     drawn = np.moveaxis(noise(config), 2, 0)  # [B, block, step, …]
     for index in range(lead, drawn.shape[1]):
-        state, block = rollout.stream_step(model, "rolling", KEYS, rollout.ENDLESS, state)
+        state, block = stream_step(model, "rolling", KEYS, rollout.ENDLESS, state)
         theirs = twin.step(torch_twin.tensor(versus_torch.window_noise(drawn, index)))
         np.testing.assert_allclose(theirs, block, atol=1e-4)
 

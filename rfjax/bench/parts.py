@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import axes, collectives, placement, rollout, sampler, umt5
+from rfjax import axes, collectives, placement, rollout, sampler, stream, umt5
 from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
@@ -52,7 +52,7 @@ def steady(
     bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str
 ) -> rollout.RolloutState:
     """A state far from both ends of a clip, full of random numbers."""
-    state = rollout.begin(bound, method, clips, frame_shape)
+    state = stream.begin(bound, method, clips, frame_shape)
     key = jax.random.key(0)
 
     def fill(leaf):
@@ -119,7 +119,7 @@ def clean(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method
 def step(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
     """A block's whole step, as the stream runs it: all windows, new noise, the clean call."""
     keys, endless, state = step_inputs(bound, clips, frame_shape, method)
-    return chained(lambda state: rollout.stream_step(bound, method, keys, endless, state), state)
+    return chained(lambda state: stream.stream_step(bound, method, keys, endless, state), state)
 
 
 def step_inputs(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> tuple:
@@ -136,9 +136,7 @@ def sent(model: sampler.Sampler, captions: list[str], method: str) -> dict[str, 
     bound = model.bind(captions)
     with axes.on(mesh):
         keys, blocks, state = step_inputs(bound, len(captions), model.frame_shape, method)
-        return collectives.collectives(
-            rollout.stream_step.lower(bound, method, keys, blocks, state).compile()
-        )
+        return collectives.collectives(stream.stream_step.lower(bound, method, keys, blocks, state).compile())
 
 
 def decode(model: sampler.Sampler, clips: int) -> Callable[[], Any]:

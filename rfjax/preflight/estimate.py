@@ -105,7 +105,7 @@ def _cache(p: _Plan) -> int:
 
 
 def _window(p: _Plan) -> int:
-    """Peak of `rollout.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
+    """Peak of `stream.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
     c, roll, params = p.network, p.roll, sampler.abstract("dit", p.network)
     rolling, block = p.method == "rolling", roll.block_frames * prod(p.grid)  # tokens
     blocks = roll.num_steps if rolling else 1  # of the window

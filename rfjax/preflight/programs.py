@@ -14,6 +14,7 @@ from rfjax.config import build
 from rfjax.errors import UserError
 from rfjax.placement import Placement
 from rfjax.stages import STAGES, clips, distill, latent, sources
+from rfjax.stream import stream_step
 from rfjax.tiny_vae import TinyDecoder
 from rfjax.vae import VAE, VAEConfig
 
@@ -83,7 +84,7 @@ def sampling(config: ConfigDict, where: Placement, count: int, method: str) -> d
     steady = jax.jit(functools.partial(_steady, method=method), donate_argnames="state")
     decoding = _decoding(*decoder, (count, *frame_shape), where.decoder)
     return {
-        "window": Program(rollout.stream_step, (model, method, keys, blocks, state), where.network),
+        "window": Program(stream_step, (model, method, keys, blocks, state), where.network),
         "steady": Program(steady, (model, keys, blocks, state), where.network),
         "decoder": decoding._replace(kept=None),  # a stream's past stays
     }
@@ -112,9 +113,9 @@ def _split(tree, mesh: Mesh, *names: str | None):
 
 
 def _steady(model, keys, num_blocks, state, method):
-    """`rollout.stream_step` where nothing is masked."""
+    """`stream_step` where nothing is masked."""
     noise = rollout.position_noise(keys, state.window.shape[2:])
-    return rollout.METHODS[method].branch(model, noise, num_blocks, state, steady=True)
+    return rollout.METHODS[method].step(model, noise, num_blocks, state, steady=True)
 
 
 def _decoding(decoder, name: str, sizes, shape: tuple[int, ...], mesh: Mesh) -> Program:
