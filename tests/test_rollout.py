@@ -1,6 +1,7 @@
 """Rollouts against the literal NumPy version, and a stream's promises: one program, constant memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,18 @@ def test_a_step_takes_over_the_buffers_of_the_state():
     before = rollout.rolling_init(model, BATCH, frame_shape(config))
     stream_step(model, "rolling", KEYS, rollout.ENDLESS, before)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before) if leaf.ndim)
+
+
+@methods
+def test_a_step_writes_its_cache_in_place(method):
+    """Nowhere in the compiled program, in none of its branches, is the cache copied; it is updated by slices alone."""
+    model = tiny.model(CONFIGS[method], BATCH)
+    state = METHODS[method].init(model, BATCH, frame_shape(CONFIGS[method]))
+    shape = ",".join(map(str, state.cache.kv.k.shape))
+    text = stream_step.lower(model, method, KEYS, rollout.ENDLESS, state).compile().as_text()
+    made = set(re.findall(rf"= f32\[{shape}\]\S* ([\w-]+)\(", text))
+    assert "dynamic-update-slice" in made
+    assert made <= {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice", "fusion"}
 
 
 def test_in_steady_state_nothing_is_masked_and_no_key_is_wasted(monkeypatch):
