@@ -20,9 +20,9 @@ from rfjax.vae import VAEConfig
 # else over fsdp alone: devices that share a clip need not each keep the whole state. Leading ones (layers, taps) stay whole:
 # a loop over layers then gathers a layer at a time. The input side comes first, since accelerators pad the last dimension to
 # 128. The optimiser's moments and the average end in their parameter's path, so one table places the whole train state;
-# vectors (biases, scales, statistics) are small, and whole everywhere.
+# vectors (biases, scales, statistics) are small, and whole everywhere. A quantised kernel is its `qvalue`, and a scale an output.
 RULES = (
-    (r"(.*/)?(kernel|embedding)", (-2, -1)),
+    (r"(.*/)?(kernel|embedding)(/qvalue)?", (-2, -1)),
     (r"(.*/)?(head_)?modulation", (-1,)),
     (r".*", ()),
 )

@@ -92,6 +92,8 @@ def test_all_but_a_hundredth_of_a_train_state_falls_as_fsdp_and_context(name, fs
     [
         ("generator/params/blocks/ffn_in/kernel", (30, 1536, 8960), P(None, BOTH)),
         ("opt_state/1/0/mu/patch_embedding/kernel", (64, 1536), P(BOTH)),
+        ("blocks/ffn_in/kernel/qvalue", (30, 1536, 8960), P(None, BOTH)),  # in 8 bits
+        ("blocks/ffn_in/kernel/scale", (30, 1, 8960), P()),
         ("ema/patch_embedding/kernel", (12, 1536), P(None, BOTH)),
         ("token_embedding/embedding", (256384, 4096), P(BOTH)),
         ("blocks/modulation", (32, 6, 1536), P(None, None, BOTH)),
