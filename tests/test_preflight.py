@@ -255,6 +255,12 @@ def test_each_change_is_advised_where_it_is_enough_and_no_more_than_is_needed():
         assert words not in options(refused(settings, 4, needed.total - 1))
 
 
+def test_a_thousand_million_clips_are_refused_at_once():
+    settings = large(decoder="tiny")
+    said = options(refused(settings, 10**9, preflight.need(settings, 3).total))
+    assert "3 clips at a time" in said
+
+
 def test_what_is_not_enough_alone_is_combined_in_order():
     settings = large()
     every = changed(

@@ -9,6 +9,7 @@ are made in the open, so a TPU needs less: `--topology` compiles for one. No GPU
 import bisect
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -168,27 +169,41 @@ def capacity(device: jax.Device | None = None) -> int | None:
     return min([machine, *(int(limit) for limit in allowed if limit.isdigit())])
 
 
-def _ways(p: _Plan) -> list[list[tuple[str, _Plan]]]:
-    """For each thing that can change, the plans that change it, the mildest first, and what to call them."""
+Way = tuple[
+    range, Callable[[int], tuple[str, _Plan]]
+]  # steps, the mildest first; what to call one, and its plan
+
+
+def _ways(p: _Plan) -> list[Way]:
+    """For each thing that can change, how; plans are made when they are asked for, as there may be millions."""
     name, (rows, columns) = "tiny" if isinstance(p.decoder, TinyVAEConfig) else "vae", p.grid
     network, decoder = (replace(part, dtype="bfloat16") for part in (p.network, p.decoder))
     narrow, said = p._replace(network=network, decoder=decoder), f"config.dit.dtype and config.{name}.dtype"
-    fewer = [p._replace(clips=clips) for clips in range(p.clips - 1, 0, -1)]
-    smaller = [p._replace(grid=(n, max(1, round(columns * n / rows)))) for n in range(rows - 1, 0, -1)]
+
+    def fewer(clips):
+        plan = p._replace(clips=clips)
+        return plan.words[0], plan
+
+    def smaller(rows_left):
+        plan = p._replace(grid=(rows_left, max(1, round(columns * rows_left / rows))))
+        return plan.words[1], plan
+
+    wide, heavy = max(_width(p.network), _width(p.decoder)) > 2, p.tiny is not None and name == "vae"
     return [
-        [(f"{said} = 'bfloat16'", narrow)] if max(_width(p.network), _width(p.decoder)) > 2 else [],
-        [("--decoder tiny", p._replace(decoder=p.tiny))] if p.tiny and name == "vae" else [],
-        [(plan.words[0], plan) for plan in fewer],
-        [(plan.words[1], plan) for plan in smaller],
+        (range(wide), lambda _: (f"{said} = 'bfloat16'", narrow)),
+        (range(heavy), lambda _: ("--decoder tiny", p._replace(decoder=p.tiny))),
+        (range(p.clips - 1, 0, -1), fewer),
+        (range(rows - 1, 0, -1), smaller),
     ]
 
 
 def _advice(p: _Plan, available: int) -> str:
     """The changes that fit by themselves, and as many together as it takes."""
 
-    def mildest(way):  # the first that fits, else the last
-        index = bisect.bisect_left(way, True, key=lambda change: change[1].need.total <= available)
-        return way[index : index + 1] or way[-1:]
+    def mildest(way: Way):  # the first that fits, else the last
+        steps, change = way
+        index = bisect.bisect_left(steps, True, key=lambda step: change(step)[1].need.total <= available)
+        return map(change, steps[index : index + 1] or steps[-1:])
 
     alone = [change for way in _ways(p) for change in mildest(way)]
     options, together = [words for words, plan in alone if plan.need.total <= available], []
