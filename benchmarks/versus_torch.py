@@ -88,9 +88,9 @@ def window_noise(noise: np.ndarray, index: int) -> np.ndarray:
 
 
 class Decoding:
-    """Wan's decoder at 256×256 in the middle of a stream, and its twin; each call decodes the same block of latents."""
+    """Wan's decoder in the middle of a stream, and its twin; each call decodes the same block of side×side latents."""
 
-    def __init__(self, dim: int, side: int = 32, frames: int = 3):
+    def __init__(self, dim: int, side: int, frames: int = 3):
         self.vae = vae.VAE(vae.VAEConfig(dim=dim))
         self.params = random_params("vae", self.vae.config)
         self.latents = jax.random.normal(jax.random.key(3), (1, frames, side, side, 16))
@@ -154,13 +154,16 @@ def main() -> None:
     add("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
     add("--times", type=int, default=4, help="timed blocks of a turn (default %(default)s)")
     add("--dim", type=int, default=96, help="width of the VAE (default: Wan's %(default)s)")
+    add("--side", type=int, default=256, help="pixels of the VAE's frames, each way (default %(default)s)")
     args = parser.parse_args()
+    if args.side < 8 or args.side % 8:
+        parser.error(f"--side must be a multiple of 8, the pixels of a latent, not {args.side}")
     compilation.keep_programs()
     torch.set_num_threads(2)
     for part in args.parts:
         checked = 2 if part == "vae" else 8  # 8: the ring of cached blocks turns once
         blocks = checked + args.rounds * (args.times + 1)
-        pair = Decoding(args.dim) if part == "vae" else Rolling(part, blocks)
+        pair = Decoding(args.dim, args.side // 8) if part == "vae" else Rolling(part, blocks)
         compare(part, pair, checked, args.rounds, args.times)
 
 
