@@ -62,7 +62,9 @@ def check(mode: Mode, device: jax.Device | None = None) -> None:
     device = jax.devices()[0] if device is None else device
     if mode.linear_dtype == FP8 and not _multiplies_fp8(device):
         instead = next(name for name, other in MODES.items() if other == mode._replace(linear_dtype=INT8))
-        raise UserError(f"{device.device_kind} has no products in fp8; use --quantize {instead}.")
+        raise UserError(
+            f"{device.device_kind} has no products in fp8; set config.dit.linear_dtype = 'int8', or give --quantize {instead}."
+        )
     if importlib.util.find_spec("qwix") is None:
         raise UserError("Quantisation takes the package qwix: pip install -e '.[quantize]'.")
 

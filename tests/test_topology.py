@@ -93,6 +93,13 @@ def test_operations_of_the_steady_step_are_the_formula_s(method, mesh):
     assert flops(program.function.trace(*program.args).jaxpr) == pytest.approx(expected, rel=0.02)
 
 
+def test_bytes_of_all_layers_are_those_of_as_many_that_are_unrolled(mesh):
+    settings, where = config.load(ROOT / "configs/tiny.py"), placement.Placement(mesh, mesh)
+    one, two, five = (programs.layered(settings, where, 1, layers) for layers in (1, 2, 5))
+    five = five.function.trace(*five.args).lower().compile().cost_analysis()["bytes accessed"]
+    assert compiled.moved(one, two, 5) == pytest.approx(five, rel=0.02)
+
+
 # What lies on a chip
 
 
@@ -251,6 +258,8 @@ def test_command_end_to_end_on_several_devices(tmp_path):
         (["--devices", "2"], "--json, --programs and --devices are about the programs of --topology"),
         (["--json", "x.json"], "--json, --programs and --devices are about the programs of --topology"),
         (["--topology", "cpu:1", "--config.stage=vea"], "config.stage must be one of vae, teacher"),
+        (["--topology", "cpu:1", "--quantize", "int8"], "--quantize is about a stream"),
+        (["--quantize", "int4"], "There is no quantisation 'int4'; give one of int8"),
         (
             ["--topology", "cpu:1", "--programs", "decodr"],
             "There is no program 'decodr' here; --programs takes vae",
@@ -262,6 +271,16 @@ def test_command_fails_in_one_sentence(args, says, capsys):
         command.main(["--config", str(ROOT / "configs/shapes_debug.py"), *args])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
+
+
+def test_a_chip_without_the_products_is_refused_before_anything_is_compiled(monkeypatch, capsys):
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v6 lite")
+    monkeypatch.setattr(topology, "devices", lambda name: [chip])
+    with pytest.raises(SystemExit) as stop:
+        command.main(
+            ["--config", str(ROOT / "configs/tiny.py"), "--topology", "v6e:1x1", "--quantize", "fp8"]
+        )
+    assert stop.value.code == 2 and "TPU v6 lite has no products in fp8" in capsys.readouterr().err
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):

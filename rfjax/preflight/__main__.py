@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import config, placement, rollout, sampler, sharding
+from rfjax import config, placement, quantize, rollout, sampler, sharding
 from rfjax.errors import UserError, exit_cleanly
 from rfjax.files import check_writable, replacing
 from rfjax.preflight import compiled, estimate, programs, report, topology
@@ -35,6 +35,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     add("--config", default=str(CONFIG), help="Python file with get_config()")
     add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
     add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
+    add(
+        "--quantize",
+        metavar="MODE",
+        help=f"in 8 bits: {', '.join(quantize.MODES)} (default: as the config says)",
+    )
     add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
     add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
     add(
@@ -53,7 +58,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
         )
     if args.json:
         check_writable(args.json)
-    return args, config.changed(config.load(args.config), rest)
+    settings = config.changed(config.load(args.config), rest)
+    return args, quantize.configured(settings, args.quantize) if args.quantize else settings
 
 
 def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:
@@ -79,9 +85,13 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
         named = programs.training(settings, mesh)
         if args.devices:
             raise UserError("--devices is about a stream; of training, set config.mesh.")
+        if args.quantize:
+            raise UserError("--quantize is about a stream; training computes in config.dit.dtype.")
     else:
         split = placement.parse(args.devices or "1")
         sampler.check_devices(settings, split, args.clips, devices)
+        _, network, _, roll = sampler.sections(settings)
+        quantize.check(quantize.Mode(network.linear_dtype, roll.int8_cache), devices[0])
         where = placement.place(split, devices)
         mesh, named = where.network, programs.sampling(settings, where, args.clips, args.method)
     chosen = args.programs or list(named)
@@ -89,6 +99,9 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
         raise UserError(f"There is no program {unknown[0]!r} here; --programs takes {', '.join(named)}.")
     print(f"{args.topology}: mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}")
     figures = compiled.measure(named, chosen)
+    if "steady" in chosen and args.method == "rolling":  # the other one loops over denoising steps too
+        short = (programs.layered(settings, where, args.clips, layers) for layers in (1, 2))
+        figures["steady"]["moved"] = compiled.moved(*short, network.num_layers)
     fits = report.show(figures, memory, chip, settings)
     if args.json:
         told = {"topology": args.topology, "mesh": dict(mesh.shape), "memory": memory, "fits": fits}

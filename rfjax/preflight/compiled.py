@@ -35,6 +35,20 @@ def measure(named: dict[str, Program], chosen: Collection[str]) -> dict[str, dic
     return found
 
 
+def moved(one: Program, two: Program, layers: int) -> float:
+    """Bytes that a device reads and writes in a program of so many layers, as its compiler counts them without a loop.
+
+    From that of one layer and of two: what a second adds, every further one does. What a kernel reads again and again counts once.
+    """
+    counted = []
+    for program in (one, two):
+        with jax.set_mesh(program.mesh):
+            compiled = program.function.trace(*program.args).lower().compile()
+        counted.append(compiled.cost_analysis()["bytes accessed"])
+    first, second = counted
+    return first + (layers - 1) * (second - first)
+
+
 def _measure(program: Program, lying: dict[int, int]) -> dict[str, Any]:
     mine, devices = programs.shares(program.args), program.mesh.devices
     arguments, there = sum(mine.values()), sum((lying | mine).values())

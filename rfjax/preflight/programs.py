@@ -90,6 +90,13 @@ def sampling(config: ConfigDict, where: Placement, count: int, method: str) -> d
     }
 
 
+def layered(config: ConfigDict, where: Placement, count: int, layers: int) -> Program:
+    """The steady step of a rolling stream, of a network with so many layers, one after another: no loop hides any of them."""
+    config = config.copy_and_resolve_references()
+    config.dit.num_layers, config.dit.unroll = layers, True
+    return sampling(config, where, count, "rolling")["steady"]
+
+
 def _streaming(model: rollout.Model, state: rollout.RolloutState, mesh: Mesh):
     """Both as shapes where a stream has them: parameters whole, clips over data, heads of keys and values over context."""
     with jax.set_mesh(mesh):

@@ -14,6 +14,8 @@ ROWS = {
     "elsewhere": "other programs' arguments",
 }
 
+MOVED = {"accessed": "read and written, loops once", "moved": "read and written"}
+
 
 def show(figures: dict[str, dict[str, Any]], memory: int, chip: Chip | None, settings: ConfigDict) -> bool:
     """Prints all of it; whether every program fits in the memory of a chip."""
@@ -42,9 +44,10 @@ def _work(found: dict[str, Any], chip: Chip | None) -> None:
     sent = found.get("collectives", {})
     compute = f"  {'operations':28}{found['flops'] / 1e12:>9.4g} TFLOP"
     print(compute + (f"  {found['flops'] / chip.flops:.3g} s at peak" if chip else ""))
-    if found.get("accessed"):
-        moved = f"  {'read and written, loops once':28}{gib(int(found['accessed'])):>12}"
-        print(moved + (f"  {found['accessed'] / chip.hbm:.3g} s at peak" if chip else ""))
+    for name, words in MOVED.items():
+        if found.get(name):
+            moved = f"  {words:28}{gib(int(found[name])):>12}"
+            print(moved + (f"  {found[name] / chip.hbm:.3g} s at peak" if chip else ""))
     for kind, size in sorted(sent.items(), key=lambda item: -item[1]):
         print(f"  {kind:28}{gib(int(size)):>12}")
     if chip and sent:
