@@ -13,10 +13,10 @@ from jax import Array
 
 
 class Rotation(NamedTuple):
-    """cos and sin of every token's angles, each [tokens, K/2], float32."""
+    """What a channel of every token, and the other one of its pair, are multiplied by: each [tokens, K], float32."""
 
     cos: Array
-    sin: Array
+    sin: Array  # negative in the pair's first channel
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
@@ -41,13 +41,15 @@ def rotation(positions: Array, height: int, width: int, head_dim: int, base: flo
     ]
     angles = [jnp.broadcast_to(a, (frames, height, width, a.shape[-1])) for a in angles]
     angles = jnp.concatenate(angles, -1).reshape(frames * height * width, head_dim // 2)
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    first = np.arange(head_dim) % 2 == 0
+    cos, sin = (jnp.repeat(turn, 2, axis=-1) for turn in (jnp.cos(angles), jnp.sin(angles)))
+    return Rotation(cos, jnp.where(first, -sin, sin))
 
 
 def apply(x: Array, rot: Rotation) -> Array:
     """Turns x [B, tokens, A, K] by its tokens' angles; computed in float32, returned in x's dtype."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = rot.cos[None, :, None], rot.sin[None, :, None]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    x32 = x.astype(jnp.float32)
+    # Not [..., K/2, 2]: for a last dimension of 2, a TPU would lay out x anew, and with it the cache that it is read from.
+    first = np.arange(x.shape[-1]) % 2 == 0
+    other = jnp.where(first, jnp.roll(x32, -1, axis=-1), jnp.roll(x32, 1, axis=-1))
+    return (x32 * rot.cos[None, :, None] + other * rot.sin[None, :, None]).astype(x.dtype)
