@@ -3,10 +3,12 @@
 python tests/fake_live.py --port 8000 --limit 2
 """
 
+import io
 import time
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
 from rfjax import shapes, text
 from rfjax.errors import UserError
@@ -71,6 +73,11 @@ def scene(prompt, seed):
     thing = shapes._sample_thing(np.random.default_rng(seed), named)
     hue = shapes.HUES[said.background]
     return drawn._replace(things=(thing,), background=said.background, background_hue=hue)
+
+
+def pixels(frame):
+    """What a frame shows: uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(frame.jpeg)).convert("RGB"))
 
 
 def hello(places, idle=120.0):
