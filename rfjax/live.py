@@ -51,8 +51,8 @@ class Full(UserError):
 class Stream:
     """Clips of one prompt each that go on without end, together: an iterator of their next frames, uint8 [B, m, H, W, 3].
 
-    m is 1 + 4 (f - 1) at first and after a reset, else 4 f. Frames are made when they are taken, so to pause is to take none, and what
-    is said holds for all frames from then on. It lies over `rfjax.stream.Stream`, on whichever devices the sampler is.
+    m is 1 + 4 (f - 1) at first and after a reset, else 4 f. Frames are made when they are taken: to pause is to take none,
+    and what is said holds for all from then on. It lies over `rfjax.stream.Stream`, on whichever devices the sampler is.
 
     Args:
       prompts: one a clip.

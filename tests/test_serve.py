@@ -144,6 +144,30 @@ def test_a_huge_message_ends_its_own_socket_alone(connect):
     assert [frame.number for frame in frames] == list(range(len(frames)))
 
 
+def masked(opcode, payload=b"", fin=True):
+    """A client's frame on the wire, RFC 6455 section 5.2, with a mask of zeros."""
+    return bytes([opcode | 0x80 * fin, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize("frame", [masked(9, b"ping"), masked(0, fin=False)], ids=["pings", "pieces"])
+def test_a_flood_that_is_no_request_ends_its_own_socket_alone(connect, frame):
+    """Pings whose answers nobody reads, and a message of empty pieces that never ends."""
+    flood, other = connect(), connect()
+    for one in (flood, other):
+        one.reply("hello")
+        one.start()
+    flood.socket.socket.sendall(masked(1, b" ", fin=False))
+    with contextlib.suppress(OSError):  # the server has hung up
+        for _ in range(1000):
+            flood.socket.socket.sendall(frame * 100)
+    with pytest.raises(ConnectionClosed) as end:  # the reason may be lost with what was not read
+        while True:
+            flood.next()
+    assert end.value.rcvd is None or end.value.rcvd.code == 1008
+    frames = other.watch(lambda frames: len(frames) > 40)
+    assert [frame.number for frame in frames] == list(range(len(frames)))
+
+
 def test_too_many_requests_end_the_socket(connect):
     client = connect()
     with contextlib.suppress(ConnectionClosed):

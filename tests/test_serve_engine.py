@@ -88,6 +88,30 @@ def test_a_stream_that_pauses_or_has_enough_is_not_stepped(clock):
     assert made.taken == 2 and sorted(made.live.streams) == [0, 1]
 
 
+def test_of_prompts_that_come_together_only_the_newest_is_read():
+    """Three viewers: what is asked before a stop or a newer prompt costs nothing, and each request has its answer."""
+    made = engine.Engine(fake_live.FakeLive(3), metrics.Counters())
+    red, star, gone = watchers = [Watcher() for _ in range(3)]
+    read, change = [], made.live.change
+    made.live.change = lambda slot, prompt: (read.append(prompt), change(slot, prompt))
+    prompts = [shapes.PROMPTS[at % 4] for at in range(7)]
+    made.tell(red, protocol.Start(RED, 0))
+    for prompt in prompts:
+        made.tell(red, protocol.Prompt(prompt))
+        made.tell(star, protocol.Start(prompt, 1))
+    made.tell(red, protocol.Stats())
+    made.tell(gone, protocol.Start(RED, 0))
+    made.tell(gone, None)
+    assert made._obey() and read == prompts[-1:]
+    late = [[getattr(item, "code", type(item)) for item in watcher.items] for watcher in watchers]
+    assert late[0] == [protocol.Started, *6 * ["late"], protocol.Prompted, protocol.Figures]
+    assert late[1] == [*6 * ["late"], protocol.Started] and late[2] == ["late"]
+    assert red.items[-2] == protocol.Prompted(prompts[-1], 1) and star.items[-1].prompt == prompts[-1]
+    assert made.taken == 2
+    made._asked.put(None)  # as at its end
+    assert not made._obey()
+
+
 def test_only_the_newest_frames_wait_for_a_slow_viewer():
     async def outbox():
         box = viewer.Viewer(16, metrics.Counters())

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_live import pixels
@@ -72,6 +73,8 @@ def test_the_rate_is_a_burst_and_then_so_many_a_second():
     assert allowed == 22  # 20 / (1 - 10 / 100), and then none: who never lets up is not let in again
     rate = protocol.Rate()
     assert all(rate.allows(second / 9) for second in range(900))
+    rate = protocol.Rate(per_second=100, burst=300)
+    assert rate.allows(7.0, 300) and not rate.allows(7.0) and rate.allows(8.0, 99) and not rate.allows(8.0)
 
 
 def test_a_frame_comes_back_as_it_was():
@@ -96,3 +99,11 @@ def test_metrics_are_prometheus_text():
     )
     assert "rfjax_places 3" in lines and "# TYPE rfjax_places gauge" in lines
     assert "rfjax_steps_total 0" in lines  # told before it first happens
+
+
+def test_arrays_on_the_device_are_counted():
+    before = metrics.on_device()
+    held = jnp.zeros(1000, jnp.float32)
+    assert metrics.on_device() == before + 4000
+    held.delete()
+    assert metrics.on_device() == before

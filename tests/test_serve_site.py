@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from rfjax.errors import UserError
 from rfjax.serve import __main__ as command
-from rfjax.serve import app, protocol, run
+from rfjax.serve import app, protocol, run, wire
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token_of-22-letters"
@@ -48,6 +49,43 @@ def test_origins_and_tokens_that_are_given():
         assert get(server.port, "/health")[0] == 200
         assert counted(server.port, 'refused_total{reason="token"', TOKEN) == 4
         client.socket.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /stream HTTP/1.1\r\nUpgrade: webso", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET"]
+)
+def test_who_never_comes_to_an_end_is_dropped_and_others_are_not(monkeypatch, said):
+    """A byte now and then does not help; a viewer stays."""
+    monkeypatch.setattr(wire, "PATIENCE", 0.4)
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), DEADLINE) as half:
+        viewer = Client(server.port)
+        viewer.reply("hello")
+        half.sendall(said)
+
+        def dropped():
+            try:
+                half.sendall(b"x" if said else b"")
+                return not half.recv(65536, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+
+        eventually(dropped, every=0.05)
+        viewer.start()
+        assert viewer.watch(lambda frames: len(frames) > 8)
+
+
+def test_more_connections_than_there_may_be_are_dropped(monkeypatch):
+    monkeypatch.setattr(wire, "CONNECTIONS", 2)
+    with serving() as server:
+        held = [socket.create_connection(("127.0.0.1", server.port), DEADLINE) for _ in range(3)]
+        eventually(lambda: len(server.server.server_state.connections) == 2)
+        assert held[2].recv(1) == b""
+        held[0].close()
+        eventually(lambda: len(server.server.server_state.connections) == 1)
+        assert get(server.port, "/health")[0] == 200
+        held[1].close()
 
 
 def test_the_page_is_served_and_nothing_else(shared):
