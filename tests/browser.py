@@ -124,8 +124,8 @@ def hold(page, check: Checks) -> None:
 
 def restart(page, check: Checks) -> None:
     """By keys: the same seed begins with the same picture, another one with another."""
-    begun, seeds = [page.evaluate("window.opening")], [page.input_value("#seed")]
-    for key in "rn":
+    begun, seeds = [], []
+    for key in "rrn":
         page.evaluate("window.opening = null")
         page.keyboard.press(key)
         page.wait_for_function("window.opening !== null", timeout=SLOW)

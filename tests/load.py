@@ -148,7 +148,8 @@ async def pings(address: str, rng: random.Random) -> None:
     async with opened(address) as viewer:
         viewer.transport.pause_reading()
         for _ in range(100):
-            viewer.transport.write(1000 * PING)
+            if not viewer.transport.is_closing():
+                viewer.transport.write(1000 * PING)
             await asyncio.sleep(0.01)
         viewer.transport.resume_reading()
         await viewer.wait_closed()

@@ -17,7 +17,7 @@ MESSAGE = 16_384  # bytes of a viewer's message at most; the socket of a longer 
 PROMPT = 2_000  # characters of a prompt at most
 SEEDS = 2**32
 REQUESTS_PER_SECOND, BURST = 10.0, 20.0
-BYTES_PER_SECOND, BYTES = 16_384.0, 65_536.0
+BYTES_PER_SECOND, BYTES = 16_384.0, 32_768.0
 
 # Codes with which the server closes a socket (RFC 6455, section 7.4); the reason is a sentence.
 GOING, BROKEN, FORBIDDEN, LATER = 1001, 1011, 1008, 1013
