@@ -94,7 +94,7 @@ def watch(page, check: Checks, seconds: float) -> None:
     check("the detector sees the prompt", seen(page) == says(prompt), f"{seen(page)} for {prompt!r}")
     page.fill("#prompt", "a dragon")
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.getElementById('hint').textContent.includes('dragon')")
+    page.wait_for_selector("#hint:has-text('dragon')")
     check("an unknown word is told", True, page.inner_text("#hint"))
     new = shapes.PROMPTS[1]
     page.fill("#prompt", new)
@@ -126,11 +126,11 @@ def restart(page, check: Checks) -> None:
     """By keys: the same seed begins with the same picture, another one with another."""
     begun, seeds = [], []
     for key in "rrn":
-        page.evaluate("window.opening = null")
+        starts = page.evaluate("window.openings.length")
         page.keyboard.press(key)
-        page.wait_for_function("window.opening !== null", timeout=SLOW)
+        page.wait_for_selector(f"body[data-openings='{starts + 1}']", timeout=SLOW)
         wait(page, "playing")
-        begun.append(page.evaluate("window.opening"))
+        begun.append(page.evaluate("window.openings.at(-1)"))
         seeds.append(page.input_value("#seed"))
     check("R begins with the same picture", begun[0] == begun[1] and seeds[0] == seeds[1], seeds[0])
     check("N begins with another", begun[0] != begun[2] and seeds[0] != seeds[2], seeds[2])
@@ -211,11 +211,12 @@ def open_page(browser, address: str, width: int = 1440, height: int = 900, schem
     page = browser.new_context(**options, device_scale_factor=1 if width > 500 else 2).new_page()
     page.set_default_timeout(SLOW)
     page.add_init_script(
-        "const draw = CanvasRenderingContext2D.prototype.drawImage; window.drawn = 0;"
+        "const draw = CanvasRenderingContext2D.prototype.drawImage; window.drawn = 0; window.openings = [];"
         "CanvasRenderingContext2D.prototype.drawImage = function (...of) {"
         " const drawn = draw.apply(this, of);"
         " if (this.canvas.id === 'video') { window.drawn += 1;"
-        " if (document.body.dataset.phase === 'starting') window.opening = this.canvas.toDataURL(); }"
+        " if (document.body.dataset.phase === 'starting')"
+        " document.body.dataset.openings = window.openings.push(this.canvas.toDataURL()); }"
         " return drawn; };"
     )
     page.problems, page.asked = [], set()
