@@ -30,7 +30,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"desktop": (1440, 900), "phone": (390, 844)}
 GRAB = "() => document.getElementById('video').toDataURL('image/png').split(',')[1]"
 NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, canvas, section, summary")].filter((one) =>
-  !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).map((one) => one.outerHTML)"""
+  one.getClientRects().length && !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).map((one) => one.outerHTML)"""
 HIDDEN = """(names) => names.filter((name) => {
   const box = document.getElementById(name).getBoundingClientRect();
   const strip = document.querySelector(".strip").getBoundingClientRect();
