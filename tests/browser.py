@@ -203,6 +203,7 @@ def picture(page, file: Path) -> None:
     page.click("#words button[data-row=background][value=purple]")
     page.wait_for_selector("#mirror mark")
     page.evaluate("scrollTo(0, 0)")
+    page.mouse.move(0, 0)
     page.screenshot(path=file)
 
 
