@@ -97,7 +97,9 @@ def test_bytes_of_all_layers_are_those_of_as_many_that_are_unrolled(mesh):
     settings, where = config.load(ROOT / "configs/tiny.py"), placement.Placement(mesh, mesh)
     one, two, four = (programs.layered(settings, where, 1, layers) for layers in (1, 2, 4))
     counted = four.function.trace(*four.args).lower().compile().cost_analysis()["bytes accessed"]
-    assert compiled.moved(one, two, 4) == pytest.approx(counted, rel=0.05)  # ends of a network this small weigh
+    assert compiled.moved(one, two, 4) == pytest.approx(
+        counted, rel=0.05
+    )  # ends of a network this small weigh
 
 
 # What lies on a chip
