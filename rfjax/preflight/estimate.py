@@ -2,8 +2,9 @@
 
 Parameters, cache and the decoder's past are counted exactly, from abstract shapes. What a step needs besides is a sum of the arrays
 alive at its peak, calibrated against XLA's own count (`memory_analysis` of the compiled steps on CPU, jax 0.10) from the tests'
-sizes to Wan 1.3B at 832x480: never below it and at most 1.6 times it. On CPU bfloat16 operands are widened to float32 and scores
-are made in the open, so a TPU needs less: `--topology` compiles for one. No GPU was tried.
+sizes to Wan 1.3B at 832x480: never below it and at most 1.6 times it, but for large frames in float32, where it has room for a copy
+of the cache that no step makes any more. On CPU bfloat16 operands are widened to float32 and scores are made in the open, so a TPU
+needs less: `--topology` compiles for one. No GPU was tried.
 """
 
 import bisect
@@ -126,7 +127,7 @@ def _window(p: _Plan) -> int:
     frame = 4 * prod(p.latent) * c.in_dim + 12 * c.dim  # noise and modulation
     scene = (2 * (past + window) * c.head_dim + p.clips * blocks * roll.block_frames * frame) * WIDE
     read = kv(past) // 2  # of the past, layer by layer, what XLA widens or lays out anew ahead of the layers
-    changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))  # the cache, by a branch
+    changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))  # room for the cache once more
     clean = changed + layer(block, past + block)
     denoise = kv(past + block - window) * rolling + layer(window, past + window)
     return int(SPARE * (widened + scene + read + max(clean, denoise)))
