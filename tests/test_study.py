@@ -14,12 +14,13 @@ import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
-from rfjax import config, rollout, sampler, shapes
+from rfjax import cache, config, sampler, shapes
 from rfjax.evaluate import __main__ as evaluate
 from rfjax.evaluate import draw, generate, report
 from rfjax.score import score
@@ -75,23 +76,26 @@ def test_every_config_is_of_a_row():
 
 
 def test_a_longer_span_changes_nothing_in_a_clip_of_the_span():
-    """Why the span of 27 frames takes the weights that were trained with 21 on clips of 21."""
+    """Why the span of 27 frames takes weights that were trained with 21: on clips of 21 every call sees the same keys."""
 
-    def clip(span):
-        roll = rollout.RolloutConfig(
-            steps=(1000, 500), block_frames=1, sink_blocks=1, ring_blocks=span, span_blocks=span
-        )
-        noise = rollout.array_noise(tiny.normal(3, 1, 5, 2, 1, *tiny.FRAME))
-        both = [
-            jax.jit(lambda m, how=how: rollout.rollout(m, noise, 1, 5, (1, *tiny.FRAME), how))(
-                tiny.model(roll)
-            )
-            for how in ("rolling", "self_forcing")
-        ]
-        return np.stack(both)
+    windows = [(max(0, i - 4), min(i, 6)) for i in range(11)] + [(block, block) for block in range(7)]
 
-    np.testing.assert_allclose(clip(7), clip(5), atol=1e-4)
-    assert np.abs(clip(3) - clip(5)).max() > 1e-2
+    def seen(span):
+        """Positions of the keys of every call of a clip of 7 blocks, by windows of 5 and by single blocks."""
+
+        def reads():
+            made = cache.init(cache.CacheConfig(1, 9, span), tiny.CONFIG, 1, 1)
+            made = made.replace(
+                block=jnp.arange(10, dtype=jnp.int32)
+            )  # all that a call may look for is there
+            pasts = [cache.read_denoise(made, jnp.int32(a), z - a + 1, 1, steady=False) for a, z in windows]
+            pasts += [cache.read_clean(made, jnp.int32(block), 1, steady=False) for block in range(7)]
+            return [(past.positions, past.valid) for past in pasts]
+
+        return [np.asarray(positions)[np.asarray(valid)].tolist() for positions, valid in jax.jit(reads)()]
+
+    assert seen(9) == seen(7) != seen(6)
+    assert seen(7)[6] == [0, 1]  # window 2 … 6: the sink, just before block 1
 
 
 # ------------------------------------------------------------------------------------------------------------ order
