@@ -29,6 +29,7 @@ from rfjax.study import __main__ as command
 from rfjax.study import rows, table, work
 from rfjax.study.rows import ROWS, Study
 
+DRAW = table._draw
 CONFIGS = Path(__file__).parents[1] / "configs" / "study"
 RUN = ["--rows", "rolling_forcing,self_forcing,ode_initialisation", "--seeds", "2"]
 RUN += ["--prompts", "3", "--seconds", "10", "--batch", "2"]
@@ -209,8 +210,9 @@ def scored(video, caption, fps):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder to work in with all that the study begins with."""
+    """A folder to work in with all that the study begins with. Nothing is drawn, which takes longer than all the rest."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "_draw", lambda *_: None)
     monkeypatch.setattr(rows, "CONFIGS", CONFIGS)
     base = config.load(CONFIGS / "rolling_forcing.py")
     for field in rows.STARTS:
@@ -256,7 +258,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not_stopped(place, mon
 def test_a_signal_reaches_the_command_and_nothing_begins_after_it(tmp_path):
     waits = "import pathlib, signal, sys, time\n"
     waits += "def stop(*_): pathlib.Path('stopped').touch(); sys.exit(0)\n"
-    waits += "signal.signal(signal.SIGINT, stop); pathlib.Path('ready').touch(); time.sleep(60)"
+    waits += "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)"
     place, before = str(tmp_path), signal.getsignal(signal.SIGTERM)
 
     def interrupt():
@@ -376,6 +378,8 @@ def test_nothing_judged_is_told(place, capsys):
 def test_pictures_show_what_is_judged(place, monkeypatch):
     pytest.importorskip("matplotlib")
     run(monkeypatch)
+    found = table.collect(SMALL)
+    DRAW(SMALL, found, table.figures(found))
     names = {path.name for path in Path("runs/study").glob("*.png")}
     assert names == {"drift.png", "by_second.png", "by_second_further.png"} | {
         f"sheet_{i}.png" for i in range(3)

@@ -17,6 +17,7 @@ from rfjax.rollout import RolloutConfig
 from rfjax.study import rows
 from rfjax.study.rows import Job, Study
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FREE = ("rolling_share", "scored_blocks", "rollout")  # what a row may change of the config BASE
 
 
@@ -130,7 +131,7 @@ def run(study: Study, jobs: list[Job], after) -> bool:
 
 
 class Commands:
-    """Runs commands. A context: in it, SIGTERM and Ctrl-C reach the one that runs, and stop it as it stops, and none begins after.
+    """Runs commands. A context: in it, Ctrl-C and its like reach the one that runs, and stop it as it stops, and none begins after.
 
     What a command prints goes to a log; its errors and bars stay where they are.
     """
@@ -139,9 +140,8 @@ class Commands:
         self.stopped, self._log, self._running = False, log, None
 
     def __enter__(self):
-        self._before = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # not under nohup
+        self._before = {number: signal.signal(number, self._stop) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:
@@ -151,7 +151,7 @@ class Commands:
     def _stop(self, *_) -> None:
         self.stopped = True
         if self._running:
-            self._running.send_signal(signal.SIGINT)
+            self._running.terminate()  # not by SIGINT, which a job in the background may ignore
 
     def __call__(self, words: tuple[str, ...]) -> bool:
         """Whether the command came to its end; the exit code is its own where it did not, and has said why."""
