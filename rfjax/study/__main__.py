@@ -31,7 +31,7 @@ def parse(argv) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="tell the rows, their commands, and what is done")
     what.add_argument("--table", action="store_true", help="only make the table and the pictures")
-    add("--rows", default=",".join(rows.ROWS), help="some of them (default all), in this order")
+    add("--rows", default=",".join(rows.ROWS), help="some of them, by commas (default all)")
     add("--seeds", type=int, default=3, help="training seeds of the core rows (default %(default)s)")
     add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
     add("--seconds", type=float, default=120.0, help="length of the clips (default %(default)g)")

@@ -94,6 +94,7 @@ def text(study: Study, found: dict[str, dict[str, Any]]) -> str:
         f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
         _main_table(found),
+        "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
         _table(["row", *drift.PARTS, "moving"], [_parts(row) for row in found.values()]),
         _hypothesis(found),
@@ -105,7 +106,7 @@ def _main_table(found) -> str:
     head = [
         "row",
         DRIFT,
-        f"of {ROWS[REFERENCE].title}'s (95 %)",
+        f"ratio to {ROWS[REFERENCE].title} (95 %)",
         f"{FIRST}, %",
         f"{LAST}, %",
         "dynamic degree, %",
@@ -144,7 +145,8 @@ def _hypothesis(found) -> str:
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
+    first, *rest = (f"| {' | '.join(cells)} |" for cells in [head, *lines])
+    return "\n".join([first, "|---" * len(head) + "|", *rest])
 
 
 def _cell(one, scale: float = 1, form: str = ".3f") -> str:
