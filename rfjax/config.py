@@ -21,6 +21,15 @@ from absl import flags
 from rfjax.errors import UserError
 
 Section = TypeVar("Section")
+# What commands and stages read of a config: sections, and fields of its own. A stage of one's own may read others.
+FIELDS = frozenset(
+    """
+    accumulate batch_size best blocks critic_init critic_optimizer critic_steps critic_warmup data decoder dit edge frames guidance
+    init_from judged keep kl log_every lora loss made_by max_skipped mesh method negative_prompt optimizer prompt prompts
+    record_batch record_frames rolling_share rollout save_every seed shard_records shards solver_steps square stage steps teacher
+    teacher_dit text tiny umt5 vae vae_weights video weights world
+    """.split()
+)
 # Fields that count something, and the least that they may be. Of 0 steps nothing is trained, and the parameters are written.
 LEAST = {
     "steps": 0,
@@ -46,7 +55,7 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
     """What `get_config()` of the file gives; `get_config("quick")` for a path that ends in `:quick`.
 
     Raises:
-      UserError: no such file (says which there are), or a file that fails or gives something else.
+      UserError: no such file (says which there are), a file that fails or gives something else, or a misspelt field.
     """
     path, colon, variant = str(path).partition(".py:")
     path = Path(path + ".py" if colon else path)
@@ -66,6 +75,11 @@ def load(path: str | os.PathLike) -> ml_collections.ConfigDict:
         raise UserError(f"The config {path} fails with {type(error).__name__}: {error}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() in {path} must return an ml_collections.ConfigDict.")
+    for field in sorted(set(config) - FIELDS):
+        if near := difflib.get_close_matches(field, FIELDS, 1, cutoff=0.75):
+            raise UserError(
+                f"The config {path} sets {field!r}, which nothing reads; did you mean {near[0]!r}?"
+            )
     return config
 
 

@@ -1,4 +1,10 @@
-"""Several streams on one accelerator, each with a prompt, a seed and a time of its own, stepped together in one batch.
+"""Video that can be talked to: one stream of frames, or several on one accelerator.
+
+    with Stream(sampler, ["a large red circle bouncing over a blue background"], seed=7) as stream:
+        frames = next(stream)  # uint8 [1, m, H, W, 3]
+        stream.change(["a large green circle bouncing over a blue background"])
+
+Streams with a prompt, a seed and a time of their own are stepped together in one batch:
 
     live = Live(sampler, limit=4)
     live.warm()
@@ -28,7 +34,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from rfjax import rollout
+from rfjax import placement, rollout
 from rfjax.change import DEFAULT, Change, parse, recache, renoise
 from rfjax.dit import KV
 from rfjax.errors import UserError
@@ -40,6 +46,57 @@ ANY = "a"  # a prompt that every encoder reads
 
 class Full(UserError):
     """No slot is free."""
+
+
+class Stream:
+    """Clips of one prompt each that go on without end, together: an iterator of their next frames, uint8 [B, m, H, W, 3].
+
+    m is 1 + 4 (f - 1) at first and after a reset, else 4 f. Frames are made when they are taken: to pause is to take none,
+    and what is said holds for all from then on. It lies over `rfjax.stream.Stream`, on whichever devices the sampler is.
+
+    Args:
+      prompts: one a clip.
+      seed: another one gives other clips.
+      method: a name of `rollout.METHODS`.
+
+    Raises:
+      UserError: a bad prompt or seed.
+    """
+
+    def __init__(self, sampler: Sampler, prompts: list[str], seed: int = 0, method: str = "rolling"):
+        self._sampler, self._clips = sampler.listening(), len(prompts)
+        endless = int(ENDLESS) * sampler.rollout.block_frames
+        self._blocks = self._sampler.latents(prompts, seed, endless, method, recall=True)
+        self._frames = self._sampler.frames(self._blocks)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        return np.asarray(next(self._frames))
+
+    def change(self, prompts: list[str], policy: str = DEFAULT) -> None:
+        """New prompts, one a clip, see `rfjax.change.parse`. UserError for a bad one or a bad policy; nothing is changed then."""
+        how = parse(policy)
+        if len(prompts) != self._clips:
+            raise UserError(f"Give one prompt a clip: {self._clips} in all, not {len(prompts)}.")
+        self._blocks.change(self._sampler.bind(prompts).text_kv, how)
+
+    def reset(self, seed: int) -> None:
+        """From nothing, under the prompts given last; UserError for a seed outside 0 … 2^32 - 1."""
+        self._blocks.reset(clip_keys(seed, self._clips))
+        self._frames = self._sampler.frames(self._blocks)
+
+    def close(self) -> None:
+        """Frees the device's memory; there are no more frames."""
+        self._blocks.close()
+        self._frames.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
 
 @struct.dataclass
@@ -65,18 +122,21 @@ class Live:
     """Up to `limit` streams. To be used from one thread.
 
     Args:
-      sampler: what makes video of prompts; its rolling method is used.
+      sampler: what makes video of prompts; its rolling method is used, and one device.
       limit: how many streams there is room for.
       policy: what a new prompt does to a stream where `change` does not say, see `rfjax.change.parse`.
 
     Raises:
-      UserError: a policy that is none, or a limit under 1.
+      UserError: a policy that is none, a limit under 1, or a sampler that is spread over devices.
     """
 
     def __init__(self, sampler: Sampler, limit: int, policy: str = DEFAULT):
         if limit < 1:
             raise UserError(f"There must be room for one stream at least, not {limit}.")
-        self.sampler, self.limit, self._change = sampler, limit, parse(policy)
+        if sampler.where != placement.HERE:
+            raise UserError("Streams in one batch share one device; give a sampler that is not over several.")
+        self.sampler = sampler = sampler.listening()
+        self.limit, self._change = limit, parse(policy)
         self._model = Model(sampler.dit, sampler.params["dit"], None, sampler.rollout)
         self._places: list[Place | None] = [None] * limit
         self._sizes = [*(2**n for n in range((limit - 1).bit_length())), limit]
@@ -127,7 +187,7 @@ class Live:
 
     def restart(self, slot: int, seed: int) -> None:
         """From nothing, under the prompt that it was given last; UserError for a seed outside 0 … 2^32 - 1."""
-        place, key = self._taken(slot), _key(seed)
+        place, key = self._taken(slot), np.asarray(clip_keys(seed, 1))
         *_, place.text_kv = place.text_kv, *place.coming
         place.key, place.steps = key, 0
         self._shelf = _begin(self._model, self._shelf, np.int32(slot))
@@ -163,7 +223,7 @@ class Live:
         return place
 
     def _place(self, prompt: str, seed: int) -> Place:
-        return Place(_key(seed), self._text_kv(prompt), iter(()))
+        return Place(np.asarray(clip_keys(seed, 1)), self._text_kv(prompt), iter(()))
 
     def _text_kv(self, prompt: str) -> KV:
         return self.sampler.bind([prompt]).text_kv
@@ -195,13 +255,6 @@ class Live:
             self._shelf = _recache(model, self._shelf, np.int32(slot), first)
         if how.renoise:
             self._shelf = _renoise(model, place.key, self._shelf, np.int32(slot), np.int32(how.renoise))
-
-
-def _key(seed: int) -> np.ndarray:
-    """The random key [1, 2] of a seed's first clip; UserError for a seed that is none."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"A seed must lie between 0 and 2^32 - 1, not {seed}.")
-    return np.asarray(clip_keys(seed, 1))
 
 
 def _empty(sampler: Sampler, model: Model, limit: int) -> Shelf:

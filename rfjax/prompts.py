@@ -1,6 +1,7 @@
 """Prompts for Wan's transformer: its tokenizer, the UMT5 encoder, and a folder of prompts that were encoded before.
 
 Encoding needs 11 GB of weights (float32: 23 GB) for a few numbers: they are kept, and the encoder is only loaded for a new prompt.
+Where new prompts come at any time, a `Resident` one is loaded once and stays.
 """
 
 import dataclasses
@@ -100,6 +101,11 @@ class PromptEncoder:
             row[: len(kept[caption])] = kept[caption]
         return out
 
+    @functools.cached_property
+    def resident(self) -> "Resident":
+        """The same encoder for prompts that come at any time; all who ask share it."""
+        return Resident(self.folder, self.config, self.text_len)
+
     def _run(self, captions: list[str]) -> list[np.ndarray]:
         """Features up to each prompt's end, on the host: accelerators need their memory for the video."""
         return self.reader(jax.local_devices(backend="cpu")[0])(captions)
@@ -149,3 +155,13 @@ class PromptEncoder:
             with open(unfinished, "wb") as file:
                 np.save(file, features)
             os.replace(unfinished, place)
+
+
+class Resident(PromptEncoder):
+    """UMT5 that stays in the host's memory from its first prompt on. Of what is said nothing is kept on the disk."""
+
+    resident = property(lambda self: self)
+
+    @functools.cached_property
+    def _run(self) -> Callable[[list[str]], list[np.ndarray]]:
+        return self.reader(jax.local_devices(backend="cpu")[0])

@@ -1,5 +1,7 @@
 """Rolling Forcing and Self Forcing rollouts (arXiv 2509.25161, 2506.08009): one step, driven by a scan or (`stream.py`) for ever.
 
+A stream that is taken block by block and takes new prompts is `rfjax.stream.Stream` of latents, `rfjax.live.Stream` of frames.
+
 A clip is blocks 0 … n-1 of f latent frames. Rolling window i holds blocks a … z, a = max(0, i-S+1), z = min(n-1, i); block b is
 at denoising step i - b, so noise rises along the window. One network call over the window gives x0 of every block; the oldest
 block leaves it finished and is run once more, clean, to write its keys and values in the cache. Self Forcing is the window of

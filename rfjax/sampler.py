@@ -65,6 +65,10 @@ class Sampler:
         }
         return dataclasses.replace(self, params=params, where=where)
 
+    def listening(self) -> "Sampler":
+        """The same sampler for prompts that come at any time: UMT5 is loaded for the first, and stays in the host's memory."""
+        return dataclasses.replace(self, encoder=getattr(self.encoder, "resident", self.encoder))
+
     def bind(self, captions: list[str]) -> rollout.Model:
         """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
         context = jnp.asarray(self.encoder.encode(captions))
@@ -144,7 +148,9 @@ class Sampler:
 
 
 def clip_keys(seed: int, clips: int) -> Array:
-    """Random keys [B] of the clips of a seed, 0 ≤ seed < 2^32."""
+    """Random keys [B] of the clips of a seed; UserError for a seed outside 0 … 2^32 - 1."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"A seed must lie between 0 and 2^32 - 1, not {seed}.")
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(clips))
 
 

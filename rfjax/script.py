@@ -74,17 +74,26 @@ def _line(place: str, line: str) -> Line:
 
 def check(lines: list[Line], model: Sampler) -> None:
     """UserError for a prompt that cannot be read, or that comes within the same block as the one before."""
-    for line in lines:
-        try:
-            model.encoder.encode([line.prompt])
-        except UserError as error:
-            raise UserError(f"{line.place}: {error}") from error
+    try:
+        model.encoder.encode([line.prompt for line in lines])  # all at once: UMT5 is loaded but once
+    except UserError:
+        for line in lines:
+            _read(line, model)
+        raise
     for before, line in itertools.pairwise(lines):
         if block(line.seconds, model) == block(before.seconds, model):
             length = block_lengths(model.vae.config, model.rollout)[1] / model.video.fps
             raise UserError(
                 f"{line.place}: it comes in the same block as the prompt before; {length:g} s between them are enough."
             )
+
+
+def _read(line: Line, model: Sampler) -> None:
+    """UserError with the line's place where its prompt cannot be read."""
+    try:
+        model.encoder.encode([line.prompt])
+    except UserError as error:
+        raise UserError(f"{line.place}: {error}") from error
 
 
 def block(seconds: float, model: Sampler) -> int:

@@ -29,6 +29,12 @@ from rfjax import detect, shapes
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"desktop": (1440, 900), "phone": (390, 844)}
 GRAB = "() => document.getElementById('video').toDataURL('image/png').split(',')[1]"
+NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, canvas, section, summary")].filter((one) =>
+  one.getClientRects().length && !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).map((one) => one.outerHTML)"""
+HIDDEN = """(names) => names.filter((name) => {
+  const box = document.getElementById(name).getBoundingClientRect();
+  const strip = document.querySelector(".strip").getBoundingClientRect();
+  return !box.width || box.top < 0 || box.bottom > strip.top || box.left < 0 || box.right > innerWidth; })"""
 SLOW = 120_000  # milliseconds after which something that does not come counts as missing
 
 
@@ -88,7 +94,7 @@ def watch(page, check: Checks, seconds: float) -> None:
     check("the detector sees the prompt", seen(page) == says(prompt), f"{seen(page)} for {prompt!r}")
     page.fill("#prompt", "a dragon")
     page.press("#prompt", "Enter")
-    page.wait_for_function("document.getElementById('hint').textContent.includes('dragon')")
+    page.wait_for_selector("#hint:has-text('dragon')")
     check("an unknown word is told", True, page.inner_text("#hint"))
     new = shapes.PROMPTS[1]
     page.fill("#prompt", new)
@@ -114,6 +120,21 @@ def hold(page, check: Checks) -> None:
     wait(page, "playing")
     time.sleep(1)
     check("and it goes on", page.evaluate(GRAB) != before)
+
+
+def restart(page, check: Checks) -> None:
+    """By keys: the same seed begins with the same picture, another one with another."""
+    begun, seeds = [], []
+    for key in "rrn":
+        starts = page.evaluate("window.openings.length")
+        page.keyboard.press(key)
+        page.wait_for_selector(f"body[data-openings='{starts + 1}']", timeout=SLOW)
+        wait(page, "playing")
+        begun.append(page.evaluate("window.openings.at(-1)"))
+        seeds.append(page.input_value("#seed"))
+    check("R begins with the same picture", begun[0] == begun[1] and seeds[0] == seeds[1], seeds[0])
+    check("N begins with another", begun[0] != begun[2] and seeds[0] != seeds[2], seeds[2])
+    check("and with a timeline of its own", page.locator("#changes li").count() == 1)
 
 
 def record(page, check: Checks, folder: Path) -> None:
@@ -155,22 +176,35 @@ def crowd(browser, page, address: str, check: Checks) -> None:
         other.context.close()
 
 
-def pictures(browser, address: str, folder: Path) -> None:
-    """Screenshots of every look, while it plays and a new prompt is on its way."""
+def looks(browser, address: str, check: Checks, folder: Path | None) -> None:
+    """What is in sight at once on a desktop and on a phone, and that all has a name; with a folder, pictures of every look."""
     for look, (width, height) in LOOKS.items():
-        for scheme in ("light", "dark"):
+        for scheme in ("light", "dark") if folder else ("dark",):
             page = open_page(browser, address, width, height, scheme)
             wait(page, "ready")
             page.click("#curtain")
             wait(page, "playing")
-            time.sleep(8)
-            page.click("#words button[data-row=shape][value=star]")
-            time.sleep(10)
-            page.click("#words button[data-row=background][value=purple]")
-            page.wait_for_selector("#mirror mark")
-            page.evaluate("scrollTo(0, 0)")
-            page.screenshot(path=folder / f"live-{look}-{scheme}.png")
+            hidden = page.evaluate(HIDDEN, ["prompt", "pause", "restart", "record", "stop"])
+            check(f"{look}: sentence and controls are in sight, without scrolling", not hidden, hidden or "")
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            check(f"{look}: nothing hangs over the side", wide <= 0, f"{wide} px" if wide > 0 else "")
+            nameless = page.evaluate(NAMELESS)
+            check(f"{look}: all has a name for who does not see it", not nameless, nameless or "")
+            if folder:
+                picture(page, folder / f"live-{look}-{scheme}.png")
             page.context.close()
+
+
+def picture(page, file: Path) -> None:
+    """While it plays and a new prompt is on its way."""
+    time.sleep(8)
+    page.click("#words button[data-row=shape][value=star]")
+    time.sleep(10)
+    page.click("#words button[data-row=background][value=purple]")
+    page.wait_for_selector("#mirror mark")
+    page.evaluate("scrollTo(0, 0)")
+    page.mouse.move(0, 0)
+    page.screenshot(path=file)
 
 
 def open_page(browser, address: str, width: int = 1440, height: int = 900, scheme: str = "dark"):
@@ -178,11 +212,16 @@ def open_page(browser, address: str, width: int = 1440, height: int = 900, schem
     page = browser.new_context(**options, device_scale_factor=1 if width > 500 else 2).new_page()
     page.set_default_timeout(SLOW)
     page.add_init_script(
-        "const draw = CanvasRenderingContext2D.prototype.drawImage; window.drawn = 0;"
+        "const draw = CanvasRenderingContext2D.prototype.drawImage; window.drawn = 0; window.openings = [];"
         "CanvasRenderingContext2D.prototype.drawImage = function (...of) {"
-        " if (this.canvas.id === 'video') window.drawn += 1; return draw.apply(this, of); };"
+        " const drawn = draw.apply(this, of);"
+        " if (this.canvas.id === 'video') { window.drawn += 1;"
+        " if (document.body.dataset.phase === 'starting')"
+        " document.body.dataset.openings = window.openings.push(this.canvas.toDataURL()); }"
+        " return drawn; };"
     )
-    page.problems = []
+    page.problems, page.asked = [], set()
+    page.on("request", lambda request: page.asked.add(request.url))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda line: line.type == "error" and page.problems.append(line.text))
     page.goto(address)
@@ -219,12 +258,12 @@ def main() -> None:
             watch(page, check, args.seconds)
             hold(page, check)
             record(page, check, folder)
+            restart(page, check)
             crowd(browser, page, address, check)
-            if args.pictures:
-                page.click("#stop")
-                pictures(browser, address, args.pictures)
-                page.click("#curtain")
-                wait(page, "playing")
+            page.click("#stop")
+            looks(browser, address, check, args.pictures)
+            page.click("#curtain")
+            wait(page, "playing")
             process.terminate()
             code = process.wait(60)
             wait(page, "lost")
@@ -242,6 +281,8 @@ def main() -> None:
             check("stop", True)
         lines = [line for line in page.problems if "WebSocket connection" not in line]  # while it was down
         check("no error on the page", not lines, lines or "")
+        strange = [url for url in page.asked if not url.startswith((address, "blob:"))]
+        check("nothing was asked of any other place", len(page.asked) > 5 and not strange, strange or "")
         browser.close()
     sys.exit(check.failed > 0)
 

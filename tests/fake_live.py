@@ -3,10 +3,12 @@
 python tests/fake_live.py --port 8000 --limit 2
 """
 
+import io
 import time
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
 from rfjax import shapes, text
 from rfjax.errors import UserError
@@ -24,14 +26,14 @@ class FakeLive:
     def __init__(self, limit: int, pause: float = 0.0):
         self.limit, self.pause, self.warmed = limit, pause, False
         self.sampler = SimpleNamespace(video=SimpleNamespace(height=64, width=64, fps=16))
-        self.streams = {}  # slot → [scene, frames shown, steps of the ramp that are left]
+        self.streams = {}  # slot → [scene, frames shown, steps of the ramp that are left, prompt]
         self.stepped = []  # the slots of each step
 
     def warm(self):
         self.warmed = True
 
     def join(self, prompt, seed):
-        stream = [scene(prompt, seed), 0, RAMP]
+        stream = [scene(prompt, seed), 0, RAMP, prompt]
         if len(self.streams) == self.limit:
             raise UserError("full")
         slot = min(set(range(self.limit)) - set(self.streams))
@@ -42,10 +44,11 @@ class FakeLive:
         del self.streams[slot]
 
     def change(self, slot, prompt, policy=None):
-        self.streams[slot][0] = scene(prompt, 0)
+        self.streams[slot][0], self.streams[slot][3] = scene(prompt, 0), prompt
 
     def restart(self, slot, seed):
-        self.streams[slot][1:] = [0, RAMP]
+        prompt = self.streams[slot][3]
+        self.streams[slot] = [scene(prompt, seed), 0, RAMP, prompt]
 
     def step(self, slots):
         time.sleep(self.pause)
@@ -71,6 +74,11 @@ def scene(prompt, seed):
     thing = shapes._sample_thing(np.random.default_rng(seed), named)
     hue = shapes.HUES[said.background]
     return drawn._replace(things=(thing,), background=said.background, background_hue=hue)
+
+
+def pixels(frame):
+    """What a frame shows: uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(frame.jpeg)).convert("RGB"))
 
 
 def hello(places, idle=120.0):

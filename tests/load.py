@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import urllib.request
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -31,6 +32,8 @@ from rfjax.score import score
 from rfjax.serve import protocol
 
 GROWTH = 24e6  # bytes that the server's memory may grow by
+DEVICE = 1e5  # and what lies on its accelerator
+PING = b"\x89\x80\0\0\0\0"  # a client's, on the wire
 FRAMES = 960  # a minute of them, at each end of a long stream
 BAD = [
     b"\0",
@@ -140,6 +143,18 @@ async def flood(address: str, rng: random.Random) -> None:
             await asyncio.sleep(0)
 
 
+async def pings(address: str, rng: random.Random) -> None:
+    """Many, whose answers it does not read."""
+    async with opened(address) as viewer:
+        viewer.transport.pause_reading()
+        for _ in range(100):
+            if not viewer.transport.is_closing():
+                viewer.transport.write(1000 * PING)
+            await asyncio.sleep(0.01)
+        viewer.transport.resume_reading()
+        await viewer.wait_closed()
+
+
 async def slow(address: str, rng: random.Random) -> None:
     """Starts, and reads nothing."""
     narrow = socket.socket()
@@ -169,35 +184,56 @@ async def half_open(address: str, rng: random.Random) -> None:
     writer.close()
 
 
-KINDS = [ordinary, ordinary, malformed, huge, flood, slow, gone, half_open]
+KINDS = [ordinary, ordinary, malformed, huge, flood, pings, slow, gone, half_open]
 
 
-async def visitor(address: str, seed: int, end: float, visits: dict[str, int]) -> None:
+async def visitor(address: str, seed: int, end: float, visits: Counter, endings: Counter) -> None:
     rng = random.Random(seed)
     while time.monotonic() < end:
         kind = rng.choice(KINDS)
-        with contextlib.suppress(WebSocketException, OSError, TimeoutError, EOFError):
+        try:
             await kind(address, rng)
-        visits[kind.__name__] = visits.get(kind.__name__, 0) + 1
+        except ConnectionClosed as error:
+            endings[(error.rcvd.code, error.rcvd.reason) if error.rcvd else None] += 1
+        except (WebSocketException, OSError, TimeoutError, EOFError):
+            pass
+        visits[kind.__name__] += 1
         await asyncio.sleep(rng.uniform(0, 1))
 
 
-def visitors(address: str, clients: int, seconds: float) -> dict[str, int]:
-    """So many visitors at a time, in a process of their own; how often each kind has come."""
+def visitors(address: str, clients: int, seconds: float) -> tuple[Counter, Counter]:
+    """So many visitors at a time, in a process of their own; how often each kind has come, and how each socket was ended.
 
-    async def all_of_them() -> dict[str, int]:
-        visits, end = {}, time.monotonic() + seconds
-        await asyncio.gather(*(visitor(address, seed, end, visits) for seed in range(clients)))
-        return visits
+    An ending is the server's (code, reason), or None where it was lost with what the server did not read.
+    """
+
+    async def all_of_them() -> tuple[Counter, Counter]:
+        visits, endings, end = Counter(), Counter(), time.monotonic() + seconds
+        await asyncio.gather(*(visitor(address, seed, end, visits, endings) for seed in range(clients)))
+        return visits, endings
 
     return asyncio.run(all_of_them())
 
 
-async def memory(address: str, seen: list[float]) -> None:
-    """The server's resident bytes, every second."""
+async def memory(address: str, seen: list[dict[str, float]]) -> None:
+    """The server's metrics, every second."""
     while True:
-        seen.append((await asyncio.to_thread(measured, address))["resident_memory_bytes"])
+        seen.append(await asyncio.to_thread(measured, address))
         await asyncio.sleep(1)
+
+
+def flat(seen: list[dict[str, float]], part: int, check: Checks) -> None:
+    """Memory in the last of so many parts of the time, against the second of them, by their medians."""
+    length = max(1, len(seen) // part)
+    for name, most in (("resident", GROWTH), ("device", DEVICE)):
+        values = [metrics[f"{name}_memory_bytes"] for metrics in seen]
+        early, late = statistics.median(values[length : 2 * length]), statistics.median(values[-length:])
+        told = f"{early / 1e6:.1f} MB in the second 1/{part} of the time, {late / 1e6:.1f} MB in the last"
+        check(f"{name} memory is flat", late - early < most, told)
+
+
+def codes(endings: Counter) -> set[int]:
+    return {ending[0] for ending in endings if ending}
 
 
 async def crowd(address: str, process, seconds: float, clients: int, check: Checks) -> None:
@@ -206,17 +242,21 @@ async def crowd(address: str, process, seconds: float, clients: int, check: Chec
     sampling = asyncio.create_task(memory(address, seen))
     await asyncio.sleep(5)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        visits = await asyncio.get_running_loop().run_in_executor(apart, visitors, address, clients, seconds)
+        came = asyncio.get_running_loop().run_in_executor(apart, visitors, address, clients, seconds)
+        visits, endings = await came
     await asyncio.sleep(3)
     sampling.cancel()
     now = await asyncio.to_thread(measured, address)
-    print(f"visits: {visits}; dropped {now['frames_dropped_total']:.0f}, refused {now['refused_total']:.0f}")
-    third = max(1, len(seen) // 3)
-    grown = statistics.median(seen[-third:]) - statistics.median(seen[third : 2 * third])
-    told = ", ".join(f"{seen[at] / 1e6:.0f}" for at in (0, third, 2 * third, -1))
+    print(f"visits: {dict(visits)}")
+    print(f"dropped {now['frames_dropped_total']:.0f} frames, refused {now['refused_total']:.0f} requests")
+    for ending, count in endings.most_common():
+        print(f"     ended {count} times: {ending}")
+    told = [ending for ending in endings if ending and not ending[1]]
     check(
-        "memory is flat from the second third to the last", grown < GROWTH, f"MB at 0, 1/3, 2/3, end: {told}"
+        "every socket that the server ended was told why", {1008, 1009} <= codes(endings) and not told, told
     )
+    check("all kinds came", len(visits) == len(set(KINDS)))
+    flat(seen, 3, check)
     check("a well-behaved viewer lost no frame", watcher.gaps == 0, f"{len(watcher.times)} frames")
     told = f"{watcher.rate():.2f} fps, at most {watcher.longest():.2f} s between two frames"
     check("and had them at 15 fps or more", watcher.rate() >= 15, told)
@@ -248,13 +288,7 @@ async def stream(address: str, process, minutes: float, check: Checks) -> None:
     await watching
     frames = [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in (*first, *last)]
     scored = score(np.stack(frames), shapes.PROMPTS[0])
-    tenth = max(1, len(seen) // 10)
-    early, late = (statistics.median(part) for part in (seen[tenth : 2 * tenth], seen[-tenth:]))
-    check(
-        "memory is flat",
-        late - early < GROWTH,
-        f"{early / 1e6:.0f} MB in the second tenth, {late / 1e6:.0f} MB in the last",
-    )
+    flat(seen, 10, check)
     rates = [watcher.rate(part) for part in (slice(0, FRAMES), slice(-FRAMES, None))]
     check(
         "15 fps or more",

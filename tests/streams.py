@@ -15,13 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from rfjax import compilation, config, placement, sampler
+from rfjax import compilation, config, live, placement, sampler
 from rfjax.bench import __main__ as bench
 from rfjax.bench import parts, timing
 from rfjax.preflight import compiled, programs
 
 TINY = Path(__file__).parents[1] / "configs/tiny.py"
 BLOCKS = 10  # the last two of the steady state
+PROMPTS = [
+    "a large red circle bouncing over a blue background",
+    "a small blue star orbiting over a red background",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,11 +51,7 @@ def alone(settings):
 
 def shown(model, method="rolling", clips=4):
     """Frames uint8 [B, F, H, W, 3] of clips that differ."""
-    prompts = [
-        "a large red circle bouncing over a blue background",
-        "a small blue star orbiting over a red background",
-    ]
-    latents = model.latents((prompts * 2)[:clips], 3, BLOCKS * model.rollout.block_frames, method)
+    latents = model.latents((PROMPTS * 2)[:clips], 3, BLOCKS * model.rollout.block_frames, method)
     return np.concatenate(list(model.decode(latents)), 1)
 
 
@@ -72,6 +72,22 @@ def test_frames_are_those_of_one_device(alone, expected, words, method):
     programs = compilation.counter()
     np.testing.assert_array_equal(shown(model, method), frames)
     assert programs() == 0, "a second clip compiles nothing"
+
+
+def test_new_prompts_and_seeds_do_what_they_do_on_one_device(alone):
+    """Four clips on all axes at once, through every kind of change and a reset: what is cached, under way and said is split too."""
+
+    def told(model):
+        stream = live.Stream(model, [PROMPTS[0]] * 4, seed=3)
+        frames = [next(stream) for _ in range(4)]
+        stream.change([*PROMPTS, *PROMPTS], "renoise:2+recache:sink+crossfade:2")
+        frames += [next(stream) for _ in range(3)]
+        stream.reset(5)
+        return np.concatenate([*frames, next(stream)], 1).astype(int)
+
+    frames, expected = told(alone.over(placement.parse("data=2,context=2,decoder=2"))), told(alone)
+    assert np.ptp(expected) > 100
+    assert np.abs(frames - expected).max() <= 1
 
 
 def test_the_benchmark_tells_what_a_block_sends(settings, tmp_path, monkeypatch):

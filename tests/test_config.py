@@ -56,6 +56,26 @@ def test_a_bad_file_is_named(tmp_path, text, says):
         config.load(tmp_path / "tiny.py")
 
 
+def test_a_misspelt_field_is_named_and_one_of_ones_own_is_not(tmp_path):
+    def found(field):
+        file = tmp_path / "own.py"
+        fields = {"prompt": "", "decoder": "vae", field: 1}
+        file.write_text(
+            f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({fields})"
+        )
+        return config.load(file)[field]
+
+    for field, near in (("decodr", "decoder"), ("promt", "prompt"), ("batchsize", "batch_size")):
+        with pytest.raises(UserError, match=f"sets {field!r}, which nothing reads; did you mean {near!r}?"):
+            found(field)
+    assert found("broken") == 1
+
+
+def test_the_known_fields_are_those_of_the_configs_here():
+    """So that no name stays when the last config that sets it is gone."""
+    assert config.FIELDS == {field for file in CONFIGS.glob("*.py") for field in config.load(file)}
+
+
 def test_a_misspelt_file_is_guessed(tmp_path):
     (tmp_path / "shapes.py").write_text("def get_config(): …")
     with pytest.raises(UserError, match=r"did you mean .*/shapes\.py"):

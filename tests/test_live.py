@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from rfjax import change, compilation, config, sampler
+from rfjax import change, compilation, config, placement, sampler
 from rfjax.errors import UserError
-from rfjax.live import Full, Live
+from rfjax.live import Full, Live, Stream
 
 RED, BLUE = (
     "a large red circle bouncing over a blue background",
@@ -133,6 +133,7 @@ def test_mistakes_are_told_and_change_nothing(model, live):
         (lambda: live.change(slot, BLUE, "recache:all"), "renoise:M, recache"),
         (lambda: Live(model, 1, "crossfade:0"), "crossfade:K"),
         (lambda: Live(model, 0), "one stream"),
+        (lambda: Live(model.over(placement.Devices()), 1), "share one device"),
     ):
         with pytest.raises(UserError, match=says):
             mistake()
@@ -148,3 +149,36 @@ def test_mistakes_are_told_and_change_nothing(model, live):
     with pytest.raises(ValueError, match="nobody"):
         live.step([slot])
     assert live.step([]) == {}
+
+
+def test_one_stream_of_frames_takes_prompts_pauses_and_seeds(model):
+    """Two clips, whose prompts change after 7 blocks and whose seed does after 10; between them another stream runs."""
+    with Stream(model, [RED, BLUE], seed=3) as stream:
+        before = [next(stream) for _ in range(7)]
+        next(Stream(model, [RED, BLUE], seed=5))
+        stream.change([BLUE, BLUE], "recache+crossfade:2")
+        after = [next(stream) for _ in range(3)]
+        stream.reset(3)
+        again = next(stream)
+    assert list(stream) == []
+    assert [frames.shape[:2] for frames in (*before[:2], again)] == [(2, 9), (2, 12), (2, 9)]
+    video = np.concatenate([*before, *after], 1)
+    assert_same(video[0], alone(model, RED, 3, 10, [(7, BLUE, "recache+crossfade:2")]))
+    assert np.abs(video[0] - alone(model, RED, 3, 10).astype(int))[-36:].mean() > 5
+    assert_same(again[0], alone(model, BLUE, 3, 1))
+
+
+def test_mistakes_told_to_one_stream_change_nothing(model):
+    stream = Stream(model, [RED], seed=4)
+    before = next(stream)
+    for mistake, says in (
+        (lambda: Stream(model, ["a dragon"]), "dragon"),
+        (lambda: Stream(model, [RED], -1), "seed"),
+        (lambda: stream.change(["a dragon"]), "dragon"),
+        (lambda: stream.change([BLUE], "slowly"), "'slowly' is no way"),
+        (lambda: stream.change([BLUE, BLUE]), "one prompt a clip: 1 in all, not 2"),
+        (lambda: stream.reset(2**32), "seed"),
+    ):
+        with pytest.raises(UserError, match=says):
+            mistake()
+    assert_same(np.concatenate([before, next(stream)], 1)[0], alone(model, RED, 4, 2))

@@ -17,7 +17,7 @@ NETWORK = DiTConfig(dim=24, ffn_dim=32, num_heads=6, num_layers=1, text_dim=6, t
 
 def test_streams_on_eight_devices_are_those_of_one():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    part = "decoder and context and rolling or benchmark or preflight"  # on all axes at once
+    part = "decoder and context and rolling or prompts or benchmark or preflight"  # on all axes at once
     command = [sys.executable, "tests/streams.py", "-k", part]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

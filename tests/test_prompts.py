@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, prompts, umt5
+from rfjax import checkpoint, config, prompts, sampler, umt5
 from rfjax.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -22,6 +22,7 @@ TEXTS = [
     "👩‍🚀 floats 🚀✨ naïve café",
     "word by word " * 12,
 ]
+TINY = Path(__file__).parents[1] / "configs/tiny.py"
 CONFIG = umt5.UMT5Config(
     vocab_size=400, dim=8, attn_dim=8, ffn_dim=10, num_heads=2, num_layers=1, num_buckets=8
 )
@@ -116,6 +117,20 @@ def test_kept_prompt_that_is_damaged_is_encoded_again(encoder):
     kept.write_bytes(kept.read_bytes()[:50])
     np.testing.assert_array_equal(encoder.encode(TEXTS[:1]), first)
     assert np.load(kept).shape[1] == 8
+
+
+def test_a_resident_encoder_is_read_once_shared_and_keeps_nothing(encoder):
+    """Two samplers that listen say the same when the weights are gone from the disk."""
+    model = sampler.load(config.load(TINY))
+    assert model.listening().encoder is model.encoder  # which reads no files
+    model = dataclasses.replace(model, encoder=encoder)
+    first, second = (model.listening().listening().encoder for _ in range(2))
+    assert first is second
+    before = first.encode(TEXTS[:1])
+    (encoder.folder / "umt5.safetensors").unlink()
+    after = second.encode(TEXTS[:2])
+    np.testing.assert_array_equal(after[:1], before)
+    assert after[1].std() > 0 and not encoder.cache.exists()
 
 
 def test_bfloat16_is_near(encoder):

@@ -1,6 +1,8 @@
 """Prompts at times: what a script says, when a video obeys it, and that every mistake is told by its line."""
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +80,14 @@ def test_prompts_are_read_before_any_work(model):
     with pytest.raises(UserError, match="line 3: it comes in the same block as the prompt before; 0.75 s"):
         script.check(read(f"0:00 {RED}\n0:04.5 {BLUE}\n0:05 {RED}")[0], model)
     script.check(read(f"0:00 {RED}\n0:05 {BLUE}\n0:05.8 {RED}")[0], model)
+
+
+def test_all_prompts_are_encoded_at_once(model):
+    """An encoder that is loaded for every call is loaded but once."""
+    asked = []
+    encoder = SimpleNamespace(encode=asked.append)
+    script.check(read(f"0:00 {RED}\n0:05 {BLUE}")[0], dataclasses.replace(model, encoder=encoder))
+    assert asked == [[RED, BLUE]]
 
 
 def test_the_block_on_screen(model):

@@ -14,6 +14,7 @@ from pathlib import Path
 from rfjax.errors import Parser, UserError, exit_cleanly
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
+LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN = "RFJAX_TOKEN"  # the variable, so that it need not be in the list of processes
 
 
@@ -94,6 +95,10 @@ def main(argv: list[str] | None = None) -> None:
             f"The server needs {error.name}; install it with: pip install -e '.[serve]'."
         ) from error
     listener = run.listen(args.host, args.port)  # a port that is taken is told before the weights are read
+    if args.host not in LOCAL and not (args.token and args.origin):
+        print(
+            "Other machines can come in: --token keeps strangers out, --origin names where they find the page."
+        )
     from rfjax.serve import model
 
     live, hello = model.load(args)

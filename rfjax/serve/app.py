@@ -90,6 +90,7 @@ class Site:
             "streams": self.engine.taken,
             "viewers": len(self.viewers),
             "resident_memory_bytes": metrics.resident(),
+            "device_memory_bytes": metrics.on_device(),
         }
         values = self.engine.counters.read() | {(name, ""): value for name, value in gauges.items()}
         return Response(metrics.render(values), headers=HEADERS, media_type=metrics.CONTENT_TYPE)
@@ -143,9 +144,7 @@ class Site:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         for error in ended:
-            if isinstance(
-                error, Exception
-            ):  # not a cancellation: a mistake of the server's own, to be seen in its log
+            if isinstance(error, Exception):  # no cancellation: the server's own mistake, for its log
                 raise error
         if viewer.closing.done():
             code, reason = viewer.closing.result()
@@ -185,10 +184,7 @@ class Site:
                         await socket.send_bytes(message)
             except TimeoutError:
                 return viewer.close(protocol.LATER, "The connection is too slow.")
-            except (
-                WebSocketDisconnect,
-                RuntimeError,
-            ):  # closed meanwhile; RuntimeError by who finds out first
+            except (WebSocketDisconnect, RuntimeError):  # closed meanwhile; the second by who finds out first
                 return
 
 

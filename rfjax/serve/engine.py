@@ -6,6 +6,7 @@ not by what viewers say: a slow viewer loses frames, and neither slows the other
 machine is fast, steps are few and small; when it is not, all streams are due at once and share each step.
 """
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -60,6 +61,26 @@ class Jpeg:
         picture = picture.reformat(format="yuvj444p", dst_colorspace="ITU601", dst_color_range="JPEG")
         (packet,) = self._codec.encode(picture)  # each picture by itself, none held back
         return bytes(packet)
+
+
+def overtaken(asked: list[tuple[Viewer, Request | None]]) -> set[int]:
+    """Indices of starts and prompts of which nothing would be seen, because of what the same viewer asks after them."""
+    found, prompted, anew = (
+        set(),
+        set(),
+        set(),
+    )  # indices; viewers who ask later for another prompt, for another stream or none
+    for index, (viewer, request) in reversed(list(enumerate(asked))):
+        match request:
+            case protocol.Prompt():
+                if viewer in prompted | anew:
+                    found.add(index)
+                prompted.add(viewer)
+            case protocol.Start() | protocol.Stop() | None:
+                if viewer in anew and isinstance(request, protocol.Start):
+                    found.add(index)
+                anew.add(viewer)
+    return found
 
 
 class Engine:
@@ -135,17 +156,29 @@ class Engine:
         return min(1.0, max(0.0, min(waits, default=1.0)))
 
     def _obey(self) -> bool:
-        """Does all that is asked, waiting for it while nothing else is to do; False when it shall end."""
+        """Does what was asked until now, waiting for it while nothing else is to do; False when it shall end.
+
+        A viewer who asks faster than prompts are read keeps nobody waiting for more than one of them: the newest counts.
+        """
         self._beat = now = time.monotonic()
-        wait = self._wait(now)
-        try:
-            asked = self._asked.get(timeout=wait) if wait else self._asked.get_nowait()
-            while asked is not None:
-                self._do(*asked)
-                asked = self._asked.get_nowait()
-        except queue.Empty:
-            return True
-        return False
+        asked = self._heard(self._wait(now))
+        told = [item for item in asked if item is not None]
+        stale = overtaken(told)
+        for index, (viewer, request) in enumerate(told):
+            if index in stale:
+                self._refuse(viewer, Refusal("late", "A newer request came before this one was done."))
+            else:
+                self._do(viewer, request)
+        return None not in asked
+
+    def _heard(self, wait: float) -> list[tuple[Viewer, Request | None] | None]:
+        """All that was handed in until now; where that is nothing, the next within `wait` seconds."""
+        heard = []
+        with contextlib.suppress(queue.Empty):
+            heard.append(self._asked.get(timeout=wait) if wait else self._asked.get_nowait())
+            while True:
+                heard.append(self._asked.get_nowait())
+        return heard
 
     def _do(self, viewer: Viewer, request: Request | None) -> None:
         try:
@@ -168,9 +201,12 @@ class Engine:
                 case protocol.Stats():
                     viewer.deliver(self._figures(viewer))
         except UserError as error:
-            code = error.code if isinstance(error, Refusal) else "prompt"  # the batch refuses prompts only
-            self.counters.add("refused_total", label=f'reason="{code}"')
-            viewer.deliver(protocol.Refused(code, str(error)))
+            self._refuse(viewer, error)
+
+    def _refuse(self, viewer: Viewer, error: UserError) -> None:
+        code = error.code if isinstance(error, Refusal) else "prompt"  # the batch refuses prompts only
+        self.counters.add("refused_total", label=f'reason="{code}"')
+        viewer.deliver(protocol.Refused(code, str(error)))
 
     def _stream(self, viewer: Viewer) -> Stream:
         if viewer not in self._streams:

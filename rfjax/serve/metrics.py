@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+import jax
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HELP = {
     "places": "Streams that fit into the batch.",
@@ -18,6 +20,7 @@ HELP = {
     "refused_total": "Requests and sockets that were refused, by reason.",
     "closed_total": "Sockets that the server closed, by code.",
     "resident_memory_bytes": "Memory of the process.",
+    "device_memory_bytes": "Arrays that lie on the accelerator.",
 }
 
 
@@ -50,6 +53,11 @@ def render(values: dict[tuple[str, str], float]) -> str:
             for label, value in sorted(found.items())
         ]
     return "\n".join(lines) + "\n"
+
+
+def on_device() -> float:
+    """Bytes of all arrays that are there, weights included; not what a program needs while it runs."""
+    return float(sum(array.nbytes for array in jax.live_arrays() if not array.is_deleted()))
 
 
 def resident() -> float:

@@ -17,6 +17,7 @@ MESSAGE = 16_384  # bytes of a viewer's message at most; the socket of a longer 
 PROMPT = 2_000  # characters of a prompt at most
 SEEDS = 2**32
 REQUESTS_PER_SECOND, BURST = 10.0, 20.0
+BYTES_PER_SECOND, BYTES = 16_384.0, 32_768.0
 
 # Codes with which the server closes a socket (RFC 6455, section 7.4); the reason is a sentence.
 GOING, BROKEN, FORBIDDEN, LATER = 1001, 1011, 1008, 1013
@@ -28,7 +29,7 @@ class Refusal(UserError):
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
-        self.code = code  # "malformed" | "prompt" | "full" | "state"
+        self.code = code  # "malformed" | "prompt" | "full" | "state" | "late"
 
 
 # ----------------------------------------------------------------------------------------------------- requests
@@ -111,16 +112,17 @@ def _checked(request: Request) -> Request:
 
 
 class Rate:
-    """A viewer's allowance of requests: `BURST` at once, `REQUESTS_PER_SECOND` in the long run."""
+    """A viewer's allowance of requests, or of bytes: `burst` at once, `per_second` in the long run."""
 
-    def __init__(self):
-        self.left, self.at = BURST, 0.0
+    def __init__(self, per_second: float = REQUESTS_PER_SECOND, burst: float = BURST):
+        self.per_second, self.burst = per_second, burst
+        self.left, self.at = burst, 0.0
 
-    def allows(self, now: float) -> bool:
-        """Whether one more may come at this time, in seconds."""
-        self.left = min(BURST, self.left + (now - self.at) * REQUESTS_PER_SECOND)
+    def allows(self, now: float, count: float = 1) -> bool:
+        """Whether so many more may come at this time, in seconds."""
+        self.left = min(self.burst, self.left + (now - self.at) * self.per_second)
         self.at = now
-        self.left -= 1
+        self.left -= count
         return self.left >= 0
 
 

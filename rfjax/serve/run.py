@@ -7,7 +7,7 @@ import socket
 import uvicorn
 
 from rfjax.errors import UserError
-from rfjax.serve import app, metrics, protocol
+from rfjax.serve import app, metrics, protocol, wire
 from rfjax.serve.engine import Engine
 
 GONE = 30  # seconds without any progress after which the system ends a connection
@@ -38,7 +38,9 @@ class Listener(uvicorn.Server):
         limits = dict(ws_max_size=protocol.MESSAGE, ws_per_message_deflate=False, timeout_graceful_shutdown=5)
         quiet = dict(log_config=None, access_log=False, server_header=False, proxy_headers=False)
         super().__init__(
-            uvicorn.Config(self.site.app, ws="websockets-sansio", lifespan="off", **limits, **quiet)
+            uvicorn.Config(
+                self.site.app, http=wire.Requests, ws=wire.Socket, lifespan="off", **limits, **quiet
+            )
         )
 
     def run(self, heard: tuple[int, ...] = ()) -> None:

@@ -11,10 +11,12 @@ const LIVELY = 2000; // milliseconds between requests that tell the server that 
 const SETTLE = 200; // milliseconds in which several chosen words become one prompt
 
 const $ = (id) => document.getElementById(id);
+const same = (text, other) => split(text).join(" ") === split(other).join(" ");
 const state = {
   phase: "connecting", // ready | starting | playing | paused | full | lost | refused
   hello: null,
   prompt: "", // the newest that the server has
+  wanted: "", // the one on its way there
   shown: "", // the one in the picture
   sent: [], // {prompt, number, at}: on their way into the picture
   number: 0,
@@ -33,7 +35,7 @@ const link = new Link({reply, frame, lost, refused});
 
 function start(seed = state.seed) {
   const text = prompt.value.trim() || state.prompt;
-  Object.assign(state, {seed, resume: false, begun: false, asked: performance.now()});
+  Object.assign(state, {seed, wanted: "", resume: false, begun: false, asked: performance.now()});
   $("seed").value = seed;
   player.clear();
   if (link.send("start", {prompt: text, seed})) return phase("starting");
@@ -47,9 +49,10 @@ function show(text) {
   $("hint").textContent = "";
   written();
   if (!["playing", "paused", "starting"].includes(state.phase)) return start();
-  if (split(text).join(" ") === split(state.prompt).join(" ")) return;
-  state.asking = performance.now();
+  if (same(text, state.prompt)) return;
+  Object.assign(state, {asking: performance.now(), wanted: prompt.value});
   link.send("prompt", {prompt: prompt.value});
+  written();
 }
 
 function pause(held = state.phase === "playing") {
@@ -83,7 +86,7 @@ function reply({type, ...told}) {
   if (type === "hello") return greeted(told);
   if (type === "started") return started(told);
   if (type === "prompted") {
-    state.prompt = told.prompt;
+    Object.assign(state, {prompt: told.prompt, wanted: ""});
     state.sent.push({...told, at: state.asking});
   } else if (type === "refused") denied(told);
   else if (type === "figures") {
@@ -101,8 +104,9 @@ function greeted(hello) {
   prompt.maxLength = hello.prompt_limit;
   if (first) {
     prompt.value = hello.examples[0];
-    $("examples").open = matchMedia("(min-width: 52rem) and (min-height: 64rem)").matches; // where there is room
     furnish(hello);
+    $("examples").open = matchMedia("(min-width: 52rem) and (min-aspect-ratio: 1/1)").matches;
+    if (document.documentElement.scrollHeight > innerHeight) $("examples").open = false; // there is no room
   }
   prompt.disabled = false;
   if (state.resume) return start();
@@ -121,6 +125,8 @@ function started(told) {
 }
 
 function denied({code, message}) {
+  if (code === "late") return; // a newer one is on its way
+  state.wanted = "";
   $("hint").textContent = message;
   if (code === "full") phase("full", message);
   else if (state.phase === "starting") phase("ready");
@@ -208,7 +214,8 @@ function written() {
   const strange = known ? [...new Set(split(text))].filter((word) => !known.has(word)) : [];
   if (strange.length) $("hint").textContent = `Not among its words: ${strange.join(", ")}.`;
   else if ($("hint").textContent.startsWith("Not among")) $("hint").textContent = "";
-  $("show").hidden = state.settling || !state.prompt || strange.length > 0 || !text.trim() || split(text).join(" ") === split(state.prompt).join(" ");
+  const there = !text.trim() || same(text, state.prompt) || same(text, state.wanted); // or on its way there
+  $("show").hidden = Boolean(state.settling || !state.prompt || strange.length || there);
   if (!known) return;
   const said = read(text, state.hello.words);
   for (const button of document.querySelectorAll("#words button"))
