@@ -25,6 +25,16 @@ def mean_error(values):
         return mean, np.sqrt((gaps**2).sum(-1) / (count - 1) / count)
 
 
+def crossed_error(scores):
+    """Mean of [seeds, prompts] and its standard error √(s²/seeds + p²/prompts); s and p are the standard deviations of the means
+    of seeds and of prompts. Of one seed only the prompts' part is known, of one prompt only the seeds'; of one of each it is NaN.
+    """
+    scores = np.asarray(scores, np.float64)
+    errors = [mean_error(scores.mean(axis))[1] for axis in (0, 1)]
+    known = [error**2 for error in errors if np.isfinite(error)]
+    return float(scores.mean()), float(np.sqrt(sum(known))) if known else np.nan
+
+
 def bootstrap_means(scores, resamples, seed):
     """Means of M methods under resampling: scores [M, seeds, prompts] → [resamples, M].
 

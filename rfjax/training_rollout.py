@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     max_blocks: int  # blocks that are rolled out, whatever the clip's length
     batch: int
     frame_shape: tuple[int, int, int, int]  # (f, H, W, C) of a block
+    scored_blocks: int = 0  # at the clip's end, which are scored; 0: as many as the span has
 
 
 class Stash(NamedTuple):
@@ -47,7 +48,7 @@ def remember_all(model: Model, max_blocks: int) -> Model:
 
 def rolling(model: Model, plan: Plan) -> Stash:
     """Rolls out num_blocks blocks; windows i with i mod S = exit_step are the gradient calls."""
-    steps, (noise, exit_step, num_blocks, max_blocks, batch, frame_shape) = model.config.num_steps, plan
+    steps, (noise, exit_step, num_blocks, max_blocks, batch, frame_shape, _) = model.config.num_steps, plan
     num_calls = (max_blocks + steps - 2) // steps + 1
     empty = jnp.zeros((num_calls, batch, steps, *frame_shape))
     empty = axes.constrain(empty, None, "batch")
@@ -75,7 +76,7 @@ def rolling(model: Model, plan: Plan) -> Stash:
 
 def self_forcing(model: Model, plan: Plan) -> Stash:
     """Rolls out max_blocks blocks, each for steps 0 … exit_step; the last executed step is the gradient call."""
-    noise, exit_step, _, max_blocks, batch, frame_shape = plan
+    noise, exit_step, _, max_blocks, batch, frame_shape, _ = plan
 
     def block_step(cache, block):
         x0, last_input = rollout.denoise_block(model, noise, cache, block, exit_step, steady=False)
@@ -102,8 +103,8 @@ def constant_rollout(model: Model, method: str, plan: Plan) -> Array:
 def gradient_rollout(model: Model, method: str, plan: Plan) -> Array:
     """The same clip with gradient: in the parameters and text keys, through the gradient calls alone.
 
-    Windows, re-noised inputs and cache are constants. A call whose window ends at or before frame num_blocks·f - span carries no
-    gradient, so that what is scored (the clip's last `span` frames) is all that is trained.
+    Windows, re-noised inputs and cache are constants. A call whose window ends before the clip's last `scored_blocks` carries no
+    gradient, so that what is scored is all that is trained.
     """
     model = remember_all(model, plan.max_blocks)
     stash = jax.lax.stop_gradient(STASHES[method](jax.lax.stop_gradient(model), plan))
@@ -119,7 +120,8 @@ def gradient_rollout(model: Model, method: str, plan: Plan) -> Array:
         ]
 
     clip = _clip(stash, jax.lax.map(again, (jnp.arange(stash.inputs.shape[0]), stash.inputs)))
-    carries = jnp.repeat(stash.last >= plan.num_blocks - model.config.span_blocks, model.config.block_frames)
+    scored = plan.scored_blocks or model.config.span_blocks
+    carries = jnp.repeat(stash.last >= plan.num_blocks - scored, model.config.block_frames)
     return jnp.where(carries[None, :, None, None, None], clip, jax.lax.stop_gradient(clip))
 
 

@@ -397,7 +397,7 @@ def cropped(folder):
     settings = settings_of("distill", folder)
     parts, params = latent.parts(settings), latent._vae(settings)[1]
     reencode = functools.partial(latent.reencoder(settings), params)
-    return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks)), settings
+    return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks, 3)), settings
 
 
 def test_longer_clip_begins_with_the_encoding_of_the_frame_before_the_kept_ones(cropped):
@@ -459,6 +459,7 @@ def test_draws_cover_both_rollouts_every_exit_step_and_every_length(folder):
             r"latents of \[8, 8, 8, 4\], but this config needs \[10 or more",
         ),
         ("distill", "update", {"blocks": (2, 4)}, "config.blocks.*3"),
+        ("distill", "update", {"scored_blocks": 4}, "blocks of a clip, 4 or more"),
         ("distill", "update", {"loss": "sdi"}, "config.loss is 'sdi'; it must be one of dmd, sid"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfjax.statistics import bootstrap_means, bootstrap_ratio, mean_error
+from rfjax.statistics import bootstrap_means, bootstrap_ratio, crossed_error, mean_error
 
 RNG = np.random.default_rng(0)
 SEED_EFFECT, PROMPT_EFFECT = RNG.normal(size=(4, 1)), RNG.normal(size=(1, 40))
@@ -15,6 +15,16 @@ def test_mean_and_error():
     np.testing.assert_allclose(mean, [2, 5])
     np.testing.assert_allclose(error, [1 / np.sqrt(3), 0])
     assert np.isnan(mean_error([np.nan])[0])
+
+
+def test_error_of_crossed_effects():
+    """Of an additive table, the mean's variance is that of seeds / S + that of prompts / P."""
+    mean, error = crossed_error(SCORES)
+    variance = np.var(SEED_EFFECT, ddof=1) / 4 + np.var(PROMPT_EFFECT, ddof=1) / 40
+    np.testing.assert_allclose([mean, error**2], [SCORES.mean(), variance])
+    np.testing.assert_allclose(crossed_error(SCORES[:1])[1], SCORES[0].std(ddof=1) / np.sqrt(40))
+    np.testing.assert_allclose(crossed_error(SCORES[:, :1])[1], SEED_EFFECT.std(ddof=1) / np.sqrt(4))
+    assert np.isnan(crossed_error([[1.0]])[1])
 
 
 def test_resampled_means_have_the_variance_of_crossed_effects():

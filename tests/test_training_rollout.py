@@ -227,8 +227,9 @@ def test_one_program_gives_the_literal_clips_and_gradients_of_every_exit_step_an
     assert len(traces) == 1
 
 
-def test_blocks_that_end_before_the_scored_span_carry_no_gradient():
-    """With Self Forcing every block is its own call: exactly the blocks of the last span train."""
+@pytest.mark.parametrize("scored, last", [(0, 4), (3, 3)])
+def test_blocks_that_end_before_the_scored_ones_carry_no_gradient(scored, last):
+    """With Self Forcing every block is its own call: exactly the scored blocks train, by default those of the span."""
     noise, most = jnp.asarray(noise_of(2)), LENGTHS[2][-1]
 
     @jax.jit
@@ -236,11 +237,11 @@ def test_blocks_that_end_before_the_scored_span_carry_no_gradient():
         def clip(text_kv):
             model = rollout.Model(Network(), WEIGHTS[0], text_kv, CONFIGS[2])
             draw = rollout.array_noise(noise)
-            plan = training_rollout.Plan(draw, np.int32(1), np.int32(most), most, BATCH, FRAME)
+            plan = training_rollout.Plan(draw, np.int32(1), np.int32(most), most, BATCH, FRAME, scored)
             return training_rollout.gradient_rollout(model, "self_forcing", plan)
 
         direction = jax.tree.map(jnp.ones_like, text_kv)
         return jax.jvp(clip, (text_kv,), (direction,))[1]
 
     moved = np.abs(np.asarray(sensitivity(WEIGHTS[1]))).reshape(BATCH, most, -1).max((0, 2)) > 0
-    assert list(moved) == [False] * (most - 4) + [True] * 4
+    assert list(moved) == [False] * (most - last) + [True] * last

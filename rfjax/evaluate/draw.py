@@ -11,7 +11,36 @@ from PIL import Image, ImageDraw, ImageFont
 from rfjax.files import replacing
 from rfjax.statistics import mean_error
 
-LABEL, GAP, WIDE = 18, 4, 110  # pixels: a line of text, between frames, the names of the rows
+LABEL, GAP, WIDE = 18, 4, 110  # pixels: a line of text, between frames, least for the names of the rows
+
+
+def figure_class(path: Path):
+    """matplotlib's Figure; without matplotlib None, and one line says that `path` is not drawn."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"{path.name} is not drawn: it takes matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+        return None
+    return Figure
+
+
+def bars(rows, label: str, path: Path) -> None:
+    """Draws {name: (mean, standard error, values that it is the mean of)}: a bar a name from top to bottom, a dot a value."""
+    if (Figure := figure_class(path)) is None:
+        return
+    figure = Figure(figsize=(7, 0.8 + 0.32 * len(rows)), layout="constrained")
+    panel, places = figure.subplots(), np.arange(len(rows))
+    means, errors, values = zip(*rows.values(), strict=True)
+    panel.barh(places, means, xerr=np.nan_to_num(errors), color="#8fb3d9", ecolor="#33475b", capsize=3)
+    for place, dots in zip(places, values, strict=True):
+        panel.plot(dots, np.full(len(dots), place), "o", color="#33475b", markersize=3)
+    panel.set_yticks(places, list(rows), fontsize=8)
+    panel.invert_yaxis()
+    panel.set_xlim(left=0)
+    panel.set_xlabel(label, fontsize=9)
+    panel.tick_params(axis="x", labelsize=8)
+    with replacing(str(path)) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def curves(groups, path: Path) -> None:
@@ -19,10 +48,7 @@ def curves(groups, path: Path) -> None:
 
     Without matplotlib nothing is drawn, and one line says so.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: it takes matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+    if (Figure := figure_class(path)) is None:
         return
     titles = list(next(iter(groups.values())))
     columns = min(3, len(titles))
@@ -52,18 +78,19 @@ def curves(groups, path: Path) -> None:
 def sheet(strips, times, title: str, path: Path) -> None:
     """A contact sheet: {name of a row: picture of frames side by side}, the times of its columns in seconds."""
     height = next(iter(strips.values())).height
-    step = height + GAP
-    width = WIDE + len(times) * step
+    step, font = height + GAP, ImageFont.load_default(12)
+    left = max(WIDE, *(math.ceil(font.getlength(name)) + 2 * GAP for name in strips))
+    width = left + len(times) * step
     whole = Image.new("RGB", (width, 2 * LABEL + len(strips) * step + GAP), "white")
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(whole)
     draw.text((GAP, 2), title, fill="black", font=font)
     for column, time in enumerate(times):
-        draw.text((WIDE + column * step, LABEL + 2), f"{time:.0f} s", fill="black", font=font)
+        draw.text((left + column * step, LABEL + 2), f"{time:.0f} s", fill="black", font=font)
     for row, (name, picture) in enumerate(strips.items()):
         y = 2 * LABEL + row * step
         draw.text((GAP, y + height // 2 - 7), name, fill="black", font=font)
         for column in range(len(times)):
             cell = picture.crop((column * height, 0, (column + 1) * height, height))
-            whole.paste(cell, (WIDE + column * step, y))
+            whole.paste(cell, (left + column * step, y))
     with replacing(str(path)) as partial:
         whole.save(partial, "png")

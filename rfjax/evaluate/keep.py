@@ -41,18 +41,23 @@ def folder(name: str | None, run: dict[str, Any]) -> Iterator[Path]:
             yield same
         return
     place = Path(name)
-    (place / "batches").mkdir(parents=True, exist_ok=True)
-    run = json.loads(json.dumps(run, default=str))
-    if (place / "run.json").exists():
-        before = read(place / "run.json")
-        differ = sorted(key for key in run | before if run.get(key) != before.get(key))
-        if differ:
-            raise UserError(
-                f"{name} holds the scores of another run (not the same {', '.join(differ)}); give this one a folder of its own."
-            )
-    else:
-        write(place / "run.json", run)
+    claim(place, run)
+    (place / "batches").mkdir(exist_ok=True)
     yield place
+
+
+def claim(place: Path, run: dict[str, Any]) -> None:
+    """Notes in a folder what run it is of; UserError where it holds another."""
+    run = json.loads(json.dumps(run, default=str))
+    if not (place / "run.json").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        write(place / "run.json", run)
+    before = read(place / "run.json")
+    differ = sorted(key for key in run | before if run.get(key) != before.get(key))
+    if differ:
+        raise UserError(
+            f"{place} holds the scores of another run (not the same {', '.join(differ)}); give this one a folder of its own."
+        )
 
 
 def fingerprint(params: Any) -> str:

@@ -1,8 +1,9 @@
 """Stage `distill`: distillation on the student's own rollouts (Self Forcing, 2506.08009) by DMD (2311.18828) or SiD (2404.04057).
 
 One step trains the critic on `critic_steps` fresh rollouts, then the generator on one. Every batch draws its rollout
-kind (a fair coin: rolling or Self Forcing), its exit step and its length; one program serves them all. Clips longer
-than the span are cropped: their last frames, and before them the VAE's encoding of the decoded frame just before.
+kind (a fair coin: rolling or Self Forcing), its exit step and its length; one program serves them all. The teacher scores the
+last frames of a clip, as many as the student's span (or config.scored_blocks): a longer clip is cropped to these, and begins with
+the VAE's encoding of the decoded frame just before.
 """
 
 import functools
@@ -87,10 +88,10 @@ def steps(config):
     """The two compiled updates: of the critic (critic, generator params, frozen params, batch, index of its part, key) and of
     the generator (generator, critic params, frozen params, batch, key), each → (state, metrics). The state is donated.
     """
-    span = latent.parts(config).rollout.span_blocks
-    if not span <= config.blocks[0] <= config.blocks[1]:
+    scored = _scored_blocks(config)
+    if not scored <= config.blocks[0] <= config.blocks[1]:
         raise UserError(
-            f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {span} or more."
+            f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {scored} or more."
         )
     if config.loss not in OBJECTIVES:
         raise UserError(f"config.loss is {config.loss!r}; it must be one of {', '.join(OBJECTIVES)}.")
@@ -127,33 +128,39 @@ def roll(config, parts, how, params, context, drawn: Draw, key):
     model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
     batch = context.shape[0]
     noise = rollout.position_noise(jax.random.split(key, batch), parts.frame_shape)
+    length = drawn.num_blocks, config.blocks[1]
     plan = training_rollout.Plan(
-        noise, drawn.exit_step, drawn.num_blocks, config.blocks[1], batch, parts.frame_shape
+        noise, drawn.exit_step, *length, batch, parts.frame_shape, _scored_blocks(config)
     )
     return jax.lax.cond(
         drawn.rolling, lambda: how(model, "rolling", plan), lambda: how(model, "self_forcing", plan)
     )
 
 
-def crop(parts, reencode, clip, num_blocks):
-    """What is scored: the last `span` frames [B, span, h, w, C] of a clip, and which of them count [span].
+def _scored_blocks(config):
+    """Blocks at a clip's end that the teacher scores."""
+    return config.get("scored_blocks", 0) or latent.parts(config).rollout.span_blocks
+
+
+def crop(parts, reencode, clip, num_blocks, scored_blocks):
+    """What is scored: the last s = scored_blocks · f frames [B, s, h, w, C] of a clip, and which of them count [s].
 
     Of a longer clip the first kept frame is replaced by `reencode(latents, i)`, the VAE's encoding of the decoded video frame at
     its place, since a clip begins with the latent of a single frame; its block then does not count. Without a VAE (None) the
     frame stays what it is, and its block does not count either.
     """
     frames = parts.rollout.block_frames
-    span, longest = parts.rollout.span_blocks * frames, clip.shape[1]
-    if longest == span:
-        return clip, jnp.ones(span, bool)
-    start = num_blocks * frames - span
-    kept = jax.lax.dynamic_slice_in_dim(clip, start, span, axis=1)
+    scored, longest = scored_blocks * frames, clip.shape[1]
+    if longest == scored:
+        return clip, jnp.ones(scored, bool)
+    start = num_blocks * frames - scored
+    kept = jax.lax.dynamic_slice_in_dim(clip, start, scored, axis=1)
     longer = start > 0
     if reencode is not None:
-        prefix = jax.lax.stop_gradient(clip[:, : longest - span + 1])
+        prefix = jax.lax.stop_gradient(clip[:, : longest - scored + 1])
         first = jax.lax.cond(longer, lambda: reencode(prefix, start), lambda: clip[:, :1])
         kept = jnp.concatenate([first, kept[:, 1:]], 1)
-    return kept, ~longer | (jnp.arange(span) >= frames)
+    return kept, ~longer | (jnp.arange(scored) >= frames)
 
 
 def score_draw(config, key, clip):
@@ -176,7 +183,7 @@ def _critic_step(config):
             drawn = draw(config, keys[0])
             how = training_rollout.constant_rollout
             clip = roll(config, parts, how, generator, context, drawn, keys[1])
-            clip, _ = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
+            clip, _ = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks, _scored_blocks(config))
             _, t, noise = score_draw(config, keys[2], clip)
             loss = losses.critic_loss(
                 parts.dit, student.cast(parts.dit.config, params), clip, context, t, noise
@@ -204,7 +211,9 @@ def _generator_step(config):
             drawn = draw(config, keys[0])
             params = whole(params, fixed)
             clip = roll(config, parts, training_rollout.gradient_rollout, params, context, drawn, keys[1])
-            scored, counts = crop(parts, _reencode(config, fixed), clip, drawn.num_blocks)
+            scored, counts = crop(
+                parts, _reencode(config, fixed), clip, drawn.num_blocks, _scored_blocks(config)
+            )
             x_t, t, _ = score_draw(config, keys[2], scored)
             negative = jnp.broadcast_to(fixed["negative"]["context"], context.shape)
 

@@ -1,0 +1,89 @@
+"""Does Rolling Forcing hold where Self Forcing drifts? Trains and judges the rows of the study (docs/drift.md, "The study").
+
+    python -m rfjax.study            # all rows in order; stopped and run again, it goes on
+    python -m rfjax.study --list     # the rows, their commands, and what is done
+    python -m rfjax.study --table    # the table and the pictures of what is finished, and nothing else
+    python -m rfjax.study --rows rolling_forcing,self_forcing --seeds 1 --prompts 8 --seconds 20 --steps 10 --workdir runs/try
+
+Run it in the root of the repository, after docs/small_world.md up to the ODE initialisation.
+"""
+
+import argparse
+import difflib
+import functools
+import shlex
+from pathlib import Path
+
+from rfjax.errors import Parser, UserError, exit_cleanly
+from rfjax.score import WINDOW
+from rfjax.study import rows, table, work
+from rfjax.study.rows import Study
+
+
+def parse(argv) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m rfjax.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="tell the rows, their commands, and what is done")
+    what.add_argument("--table", action="store_true", help="only make the table and the pictures")
+    add("--rows", default=",".join(rows.ROWS), help="some of them, by commas (default all)")
+    add("--seeds", type=int, default=3, help="training seeds of the core rows (default %(default)s)")
+    add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
+    add("--seconds", type=float, default=120.0, help="length of the clips (default %(default)g)")
+    add("--batch", type=int, default=16, help="clips rolled out together (default %(default)s)")
+    add("--steps", type=int, help="of every training (default: as its config says)")
+    add("--workdir", default="runs/study", metavar="DIR", help="where all of it goes (default %(default)s)")
+    return parser.parse_args(argv)
+
+
+def asked(args) -> Study:
+    """The study of the flags; UserError for rows and numbers that cannot be."""
+    names = tuple(dict.fromkeys(args.rows.split(",")))
+    for name in names:
+        if name not in rows.ROWS:
+            near = difflib.get_close_matches(name, rows.ROWS, 1) or [", ".join(rows.ROWS)]
+            raise UserError(f"There is no row {name!r}; did you mean {near[0]}?")
+    counts = args.seeds, args.prompts, args.batch, args.steps or 1
+    if min(counts) < 1 or args.steps == 0 or not 2 * WINDOW <= args.seconds < float("inf"):
+        raise UserError(
+            f"Need one or more of --seeds, --prompts, --batch and --steps, and --seconds of {2 * WINDOW} or more."
+        )
+    numbers = args.seeds, args.prompts, args.seconds, args.batch, args.steps
+    return Study(Path(args.workdir), names, *numbers)
+
+
+def told(study: Study) -> str:
+    """The rows, what is done of each, and its commands."""
+    base, lines = work.settings(), []
+    for name, seed in rows.pairs(study):
+        row = rows.ROWS[name]
+        jobs = rows.train(study, row.trained, seed, base), rows.judge(study, name, seed)
+        trained, judged = (work.finished(job) is not None for job in jobs)
+        state = "judged" if judged else "trained" if trained else "not begun"
+        lines.append(f"{name}, seed {seed} ({row.title}): {state}")
+        lines += [f"    {shlex.join(words)}" for job in jobs for words in job.commands]
+    return "\n".join(lines)
+
+
+@exit_cleanly
+def main(argv=None) -> None:
+    args = parse(argv)
+    study = asked(args)
+    if args.list:
+        print(told(study))
+        return
+    jobs = work.check(study)
+    after = functools.partial(table.publish, study)
+    if not args.table and not work.run(study, jobs, after):
+        print("Stopped; run the same command to go on.")
+        return
+    print(after())
+
+
+if __name__ == "__main__":
+    main()

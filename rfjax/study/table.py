@@ -1,0 +1,202 @@
+"""What is finished of the study as a table, as JSON, and in pictures."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rfjax import config, drift, shapes
+from rfjax.evaluate import draw, generate, keep, report
+from rfjax.files import replacing
+from rfjax.score import WINDOW
+from rfjax.statistics import bootstrap_ratio, crossed_error
+from rfjax.study import rows, work
+from rfjax.study.rows import REFERENCE, ROWS, Study
+
+DRIFT, FIRST, LAST, DYNAMIC = (
+    "drift score",
+    f"right, first {WINDOW} s",
+    f"right, last {WINDOW} s",
+    "dynamic degree",
+)
+AIM = 0.25  # of the reference's drift: the hypothesis, fixed before any row was trained
+OVER_TIME = (  # of the curves of a row those that are drawn
+    "overlap with the named shape, %",
+    "sharpness of the outline, 1/pixels",
+    "dynamic degree, % of the object",
+    "drift of the colour, ΔE",
+    "drift of the radius, %",
+    "drift of the background, ΔE",
+)
+Scores = dict[str, dict[int, list[dict[str, Any]]]]  # {row: {training seed: scores of its clips}}
+
+
+def collect(study: Study) -> Scores:
+    """The scores of all rows and seeds that are judged."""
+    found: Scores = {}
+    for name, seed in rows.pairs(study):
+        job, method = rows.judge(study, name, seed), ROWS[name].method
+        if work.finished(job) is not None:
+            starts = range(0, study.prompts, study.batch)
+            files = [job.folder / "batches" / f"{method}_{start:05d}.json" for start in starts]
+            found.setdefault(name, {})[seed] = [
+                keep.arrays(clip) for file in files for clip in keep.read(file)
+            ]
+    return {name: found[name] for name in study.rows if name in found}
+
+
+def measures(clip: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one clip that the table is made of."""
+    change = clip["change"]
+    right = {
+        name: float(np.mean(list(clip[part].values()))) for name, part in ((FIRST, "first"), (LAST, "last"))
+    }
+    moves = {"moving": change["moving"], DYNAMIC: float(np.mean(clip["level"][DYNAMIC]))}
+    return {DRIFT: change["score"]} | {name: change["parts"][name] for name in drift.PARTS} | right | moves
+
+
+def figures(found: Scores) -> dict[str, dict[str, Any]]:
+    """{row: its seeds, {measure: mean, standard error, mean of each seed}, ratios of means to the reference's}."""
+    tables = {name: _arrays(seeds) for name, seeds in found.items()}
+    return {name: _row(name, found, tables) for name in found}
+
+
+def _arrays(seeds) -> dict[str, np.ndarray]:
+    """{measure: [seeds, prompts]}."""
+    clips = [[measures(clip) for clip in clips] for clips in seeds.values()]
+    return {name: np.array([[clip[name] for clip in row] for row in clips]) for name in clips[0][0]}
+
+
+def _row(name: str, found: Scores, tables) -> dict[str, Any]:
+    row, seeds = ROWS[name], list(found[name])
+    figures = {"title": row.title, "seeds": seeds, "paper's drift": row.paper, "measures": {}, "ratios": {}}
+    for measure, values in tables[name].items():
+        mean, error = crossed_error(values)
+        figures["measures"][measure] = {"mean": mean, "error": error, "by seed": list(values.mean(1))}
+    common = [seed for seed in found.get(REFERENCE, {}) if seed in seeds]
+    if name == REFERENCE or not common:
+        return figures
+    ours, theirs = ([list(found[one]).index(seed) for seed in common] for one in (name, REFERENCE))
+    for measure in (DRIFT, FIRST, DYNAMIC):
+        ratio = bootstrap_ratio(tables[name][measure][ours], tables[REFERENCE][measure][theirs])
+        figures["ratios"][measure] = ratio._asdict() | {"seeds": len(common)}
+    return figures
+
+
+def text(study: Study, found: dict[str, dict[str, Any]]) -> str:
+    """The figures as Markdown."""
+    if not found:
+        return "Nothing is judged yet.\n"
+    done = sum(len(row["seeds"]) for row in found.values())
+    parts = [
+        f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
+        "mean ± standard error over training seeds and prompts.",
+        _main_table(found),
+        "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
+        "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
+        _table(["row", *drift.PARTS, "moving"], [_parts(row) for row in found.values()]),
+        _hypothesis(found),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _main_table(found) -> str:
+    head = [
+        "row",
+        DRIFT,
+        f"ratio to {ROWS[REFERENCE].title} (95 %)",
+        f"{FIRST}, %",
+        f"{LAST}, %",
+        "dynamic degree, %",
+        "seeds",
+    ]
+    lines = []
+    for row in found.values():
+        one, paper = row["measures"], row["paper's drift"]
+        cells = [row["title"], _cell(one[DRIFT]), _ratio(row["ratios"].get(DRIFT))]
+        cells += [_cell(one[FIRST], 100, ".1f"), _cell(one[LAST], 100, ".1f"), _cell(one[DYNAMIC], 1, ".0f")]
+        lines.append([*cells, str(len(row["seeds"])), "–" if paper is None else f"{paper:g}"])
+    return _table([*head, "the paper's drift"], lines)
+
+
+def _parts(row) -> list[str]:
+    return [row["title"], *(_cell(row["measures"][name]) for name in (*drift.PARTS, "moving"))]
+
+
+def _hypothesis(found) -> str:
+    """The ratios of Rolling Forcing to the reference, each beside what was wanted of it."""
+    ratios = found.get(rows.BASE, {}).get("ratios")
+    if not ratios:
+        return ""
+    drifts, first, moves = (ratios[name] for name in (DRIFT, FIRST, DYNAMIC))
+    wanted = [
+        (DRIFT, drifts, f"all of the interval ≤ {AIM}", drifts["high"] <= AIM),
+        (FIRST, first, "not all of the interval < 1", first["high"] >= 1),
+        (DYNAMIC, moves, "not all of the interval < 1", moves["high"] >= 1),
+    ]
+    lines = [
+        [name, _ratio(ratio), want, "met" if met else "not met", str(ratio["seeds"])]
+        for name, ratio, want, met in wanted
+    ]
+    title = f"The hypothesis: {ROWS[rows.BASE].title} against {ROWS[REFERENCE].title}, ratios of means"
+    return f"{title}\n\n{_table(['measure', 'ratio (95 %)', 'wanted', 'so far', 'seeds'], lines)}"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    first, *rest = (f"| {' | '.join(cells)} |" for cells in [head, *lines])
+    return "\n".join([first, "|---" * len(head) + "|", *rest])
+
+
+def _cell(one, scale: float = 1, form: str = ".3f") -> str:
+    mean, error = scale * one["mean"], scale * one["error"]
+    return f"{mean:{form}} ± {error:{form}}" if math.isfinite(error) else f"{mean:{form}}"
+
+
+def _ratio(ratio) -> str:
+    return f"{ratio['value']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})" if ratio else "–"
+
+
+def publish(study: Study) -> str:
+    """Writes study.md, study.json and the pictures of what is judged; the text of study.md."""
+    found = collect(study)
+    numbers = figures(found)
+    words = text(study, numbers)
+    with replacing(str(study.workdir / "study.md")) as path:
+        path.write_text(words)
+    keep.write(study.workdir / "study.json", numbers)
+    if found:
+        _draw(study, found, numbers)
+    return words
+
+
+def _draw(study: Study, found: Scores, numbers) -> None:
+    scores = {row["title"]: row["measures"][DRIFT] for row in numbers.values()}
+    drifts = {title: (one["mean"], one["error"], one["by seed"]) for title, one in scores.items()}
+    label = f"drift score after {study.seconds:g} s, ± standard error; a dot is a training seed"
+    draw.bars(drifts, label, study.workdir / "drift.png")
+    core = [name for name in found if ROWS[name].core]
+    further = [name for name in found if not ROWS[name].core]
+    for names, file in ((core, "by_second.png"), (further, "by_second_further.png")):
+        if names:
+            draw.curves({ROWS[name].title: _curves(found[name]) for name in names}, study.workdir / file)
+    world = config.build(shapes.World, work.settings(), "world")
+    times = np.linspace(0, study.seconds, generate.COLUMNS)
+    for index in range(min(study.prompts, generate.SHOWN)):
+        caption = shapes.caption(shapes.sample_scene(index, 0, world, "held_out"))
+        strips = {
+            ROWS[name].title: Image.open(_strip(study, name, index)) for name in found if 0 in found[name]
+        }
+        if strips:
+            draw.sheet(strips, times, caption, study.workdir / f"sheet_{index}.png")
+
+
+def _curves(seeds) -> dict[str, np.ndarray]:
+    """{title: [clips of all seeds, S]}."""
+    whole = report.curves([clip for clips in seeds.values() for clip in clips])
+    return {title: whole[title] for title in OVER_TIME}
+
+
+def _strip(study: Study, name: str, index: int) -> Path:
+    return generate.strip(rows.judge(study, name, 0).folder / "batches", ROWS[name].method, index)
