@@ -172,8 +172,9 @@ def test_decoder_is_what_xla_needs_for_a_block(dtype, clips, decoder):
     assert xla <= preflight.need(settings, clips).decoder <= 1.6 * xla
 
 
-# GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480. The steps in float32 are as
-# they were when every step copied its cache: now they take 3.73 and 2.93, and the sum, which still has room for the copy, is too careful.
+# GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480. The steps in float32 are
+# as they were when every step copied its cache: now they take 3.73 and 2.93, and the sum, which still has room for the copy, is
+# too careful.
 @pytest.mark.parametrize(
     "dtype, rolling, self_forcing, vae, tiny_vae",
     [("float32", 15.58, 15.58, 9.83, 0.90), ("bfloat16", 20.37, 19.90, 5.62, 0.88)],
