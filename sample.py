@@ -31,14 +31,14 @@ from rfjax import (
     script,
     video,
 )
-from rfjax.errors import UserError, exit_cleanly, interrupts
+from rfjax.errors import Parser, UserError, exit_cleanly, interrupts
 from rfjax.rollout import METHODS
 
 ROOT = Path(__file__).parent
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_content(parser.add_argument_group("what to show"))

@@ -169,4 +169,6 @@ def parse_flags(argv):
         # ml_collections gives a bare name, and the near one with the bare one again.
         said = re.sub(r"^'(\w+)'", r"the config has no field '\1'.", said)
         said = re.sub(r'Did you mean "(\w+)" instead of "\w+"', r"Did you mean '\1'", said)
+        said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", said)
+        said = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", said)
         raise UserError(f"A flag is wrong: {said}") from error

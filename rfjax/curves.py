@@ -108,7 +108,7 @@ def main(argv=None) -> None:
     check_writable(args.out)
     runs = {str(run): read(run) for run in args.runs}
     draw(runs, chosen(runs, args.metrics), Path(args.out))
-    print(f"{args.out}: {len(runs)} runs")
+    print(f"{args.out}: {', '.join(runs)}")
 
 
 if __name__ == "__main__":

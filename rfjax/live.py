@@ -61,10 +61,12 @@ class Stream:
       method: a name of `rollout.METHODS`.
 
     Raises:
-      UserError: a bad prompt or seed.
+      UserError: a bad prompt or seed, or no prompt.
     """
 
     def __init__(self, sampler: Sampler, prompts: list[str], seed: int = 0, method: str = "rolling"):
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(f"Give a list of prompts, one a clip, not {prompts!r}.")
         self._sampler, self._clips = sampler.listening(), len(prompts)
         endless = int(ENDLESS) * sampler.rollout.block_frames
         self._blocks = self._sampler.latents(prompts, seed, endless, method, recall=True)
@@ -78,13 +80,15 @@ class Stream:
 
     def change(self, prompts: list[str], policy: str = DEFAULT) -> None:
         """New prompts, one a clip, see `rfjax.change.parse`. UserError for a bad one or a bad policy; nothing is changed then."""
+        self._check_open()
         how = parse(policy)
-        if len(prompts) != self._clips:
-            raise UserError(f"Give one prompt a clip: {self._clips} in all, not {len(prompts)}.")
+        if isinstance(prompts, str) or len(prompts) != self._clips:
+            raise UserError(f"Give a list of {self._clips} prompts, one a clip, not {prompts!r}.")
         self._blocks.change(self._sampler.bind(prompts).text_kv, how)
 
     def reset(self, seed: int) -> None:
         """From nothing, under the prompts given last; UserError for a seed outside 0 … 2^32 - 1."""
+        self._check_open()
         self._blocks.reset(clip_keys(seed, self._clips))
         self._frames = self._sampler.frames(self._blocks)
 
@@ -92,6 +96,10 @@ class Stream:
         """Frees the device's memory; there are no more frames."""
         self._blocks.close()
         self._frames.close()
+
+    def _check_open(self) -> None:
+        if self._blocks.state is None:
+            raise UserError("The stream is closed; make another one.")
 
     def __enter__(self) -> "Stream":
         return self

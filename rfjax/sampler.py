@@ -149,8 +149,8 @@ class Sampler:
 
 def clip_keys(seed: int, clips: int) -> Array:
     """Random keys [B] of the clips of a seed; UserError for a seed outside 0 … 2^32 - 1."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"A seed must lie between 0 and 2^32 - 1, not {seed}.")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise UserError(f"A seed is a whole number from 0 to 2^32 - 1, not {seed!r}.")
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), jnp.arange(clips))
 
 

@@ -194,7 +194,8 @@ def test_report_counts_and_averages():
     ("arguments", "said"),
     [
         (["--ground_truth", "0"], "Need at least one clip"),
-        (["--seconds", "4"], "Need at least one clip of 5 seconds"),
+        (["--seconds", "4"], "A clip is judged by 5 seconds"),
+        (["--videos", "nowhere"], "There is no folder nowhere"),
         (["--methods", "forcing"], "There is no method 'forcing'"),
         (
             ["--out", "report.md"],

@@ -176,9 +176,17 @@ def test_mistakes_told_to_one_stream_change_nothing(model):
         (lambda: Stream(model, [RED], -1), "seed"),
         (lambda: stream.change(["a dragon"]), "dragon"),
         (lambda: stream.change([BLUE], "slowly"), "'slowly' is no way"),
-        (lambda: stream.change([BLUE, BLUE]), "one prompt a clip: 1 in all, not 2"),
+        (lambda: Stream(model, RED), "a list of prompts"),
+        (lambda: Stream(model, []), "a list of prompts"),
+        (lambda: stream.change([BLUE, BLUE]), "a list of 1 prompts, one a clip"),
+        (lambda: stream.change(BLUE), "a list of 1 prompts, one a clip"),
         (lambda: stream.reset(2**32), "seed"),
+        (lambda: stream.reset("x"), "seed"),
     ):
         with pytest.raises(UserError, match=says):
             mistake()
     assert_same(np.concatenate([before, next(stream)], 1)[0], alone(model, RED, 4, 2))
+    stream.close()
+    for late in (lambda: stream.change([BLUE]), lambda: stream.reset(1)):
+        with pytest.raises(UserError, match="closed"):
+            late()

@@ -60,9 +60,11 @@ def parse(argv):
 def check(args):
     """UserError for numbers, names and places that cannot be."""
     count = args.prompts if args.ground_truth is None else args.ground_truth
-    if count < 1 or args.batch < 1 or not WINDOW <= args.seconds < float("inf"):
+    if count < 1 or args.batch < 1:
+        raise UserError("Need at least one clip: raise --prompts, --ground_truth or --batch.")
+    if not WINDOW <= args.seconds < float("inf"):
         raise UserError(
-            "Need at least one clip of 5 seconds: raise --prompts, --ground_truth, --batch or --seconds."
+            f"A clip is judged by {WINDOW} seconds of it: raise --seconds, which is {args.seconds:g}."
         )
     unknown = set(args.methods.split(",")) - set(METHODS)
     if unknown:

@@ -49,6 +49,7 @@ class Listener(uvicorn.Server):
         The signals that are `heard` stop it without being errors, once it listens; they need the main thread.
         """
         with self.listener:
+            print("Compiling; only the first time takes minutes.", flush=True)
             self.engine.start()
             for number in heard:  # uvicorn hears them, and raises them again when it is done
                 signal.signal(number, lambda *_: None)

@@ -46,8 +46,9 @@ def asked(args) -> Study:
     names = tuple(dict.fromkeys(args.rows.split(",")))
     for name in names:
         if name not in rows.ROWS:
-            near = difflib.get_close_matches(name, rows.ROWS, 1) or [", ".join(rows.ROWS)]
-            raise UserError(f"There is no row {name!r}; did you mean {near[0]}?")
+            near = difflib.get_close_matches(name, rows.ROWS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(rows.ROWS)}."
+            raise UserError(f"There is no row {name!r}; {hint}")
     counts = args.seeds, args.prompts, args.batch, args.steps or 1
     if min(counts) < 1 or args.steps == 0 or not 2 * WINDOW <= args.seconds < float("inf"):
         raise UserError(
@@ -77,9 +78,8 @@ def main(argv=None) -> None:
     if args.list:
         print(told(study))
         return
-    jobs = work.check(study)
     after = functools.partial(table.publish, study)
-    if not args.table and not work.run(study, jobs, after):
+    if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")
         return
     print(after())

@@ -163,11 +163,12 @@ def publish(study: Study) -> str:
     found = collect(study)
     numbers = figures(found)
     words = text(study, numbers)
+    if not found:
+        return words
     with replacing(str(study.workdir / "study.md")) as path:
         path.write_text(words)
     keep.write(study.workdir / "study.json", numbers)
-    if found:
-        _draw(study, found, numbers)
+    _draw(study, found, numbers)
     return words
 
 
