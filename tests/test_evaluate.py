@@ -202,7 +202,7 @@ def test_report_counts_and_averages():
             "--out takes a folder, and report.md is a file's name; give one such as report.",
         ),
         (["--damage"], "give --ground_truth N with it"),
-        (["--videos", "empty"], "There is no mp4 file in empty"),
+        (["--videos", "."], "There is no mp4 file in ."),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, capsys, tmp_path, monkeypatch):
