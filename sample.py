@@ -284,7 +284,8 @@ def stream(
             model = sampler.load(settings, args.weights, given=bool(args.image or args.video))
             if args.devices:
                 model = model.over(devices)
-            script.check(lines, model)
+            if lines:
+                script.check(lines, model)
             begin, recall = model.encode(given), args.change.recache
             clip = prompts, args.seed, model.latent_frames(total), args.method, begin, recall
             latents = script.play(lines, model, model.latents(*clip), len(prompts), args.change)

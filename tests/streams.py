@@ -113,7 +113,7 @@ def test_the_benchmark_tells_what_a_block_sends(settings, tmp_path, monkeypatch)
     assert told["sent"]["all-to-all"] == dit.num_layers * 6 * activation / 4
     assert set(told["sent"]) == {"all-to-all", "all-gather"}  # the latter of latents alone
     latents = frames * 8 * 8 * dit.in_dim * 4
-    assert told["sent"]["all-gather"] <= latents
+    assert told["sent"]["all-gather"] <= 2 * latents
     assert told["run"]["devices"] == {"data": 2, "context": 2, "decoder": 1}
     assert told["stream"]["compilations"]["measured"] == 0
 
