@@ -1,5 +1,7 @@
 """Strict JAX: no silent promotion of ranks or dtypes. Compiled programs are kept: a second run is quick."""
 
+import signal
+
 import jax
 
 from rfjax import compilation
@@ -7,3 +9,5 @@ from rfjax import compilation
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 compilation.keep_programs()
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
