@@ -38,9 +38,7 @@ ROOT = Path(__file__).parent
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     add_content(parser.add_argument_group("what to show"))
     add_output(parser.add_argument_group("what to write"))
     add_machinery(parser.add_argument_group("what makes it"))

@@ -17,7 +17,10 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence in place of the usage."""
+    """One sentence in place of the usage; flags are written out, and the help keeps the lines of its description."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"A flag is wrong: {message}; --help lists them all.")

@@ -24,8 +24,6 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
     parser = Parser(
         prog="python -m rfjax.bench",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config() (default configs/shapes.py)")

@@ -8,8 +8,6 @@ past read in every call. A part takes the greater of operations over the chip's 
 after another; a real program comes near it from above, or under it where it fuses parts.
 """
 
-import argparse
-
 import numpy as np
 
 from rfjax import config, sampler
@@ -65,8 +63,6 @@ def main(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m rfjax.bench roofline",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", default=str(flags.CONFIG), help="Python file with get_config()")
     parser.add_argument("--size", metavar="WxH", help="of the video (default: config.video)")

@@ -22,8 +22,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m rfjax.serve",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config() (default configs/shapes.py)")

@@ -24,8 +24,6 @@ def parse(argv) -> argparse.Namespace:
     parser = Parser(
         prog="python -m rfjax.study",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
