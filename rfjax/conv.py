@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-# At or below this many channels on one side, the three time taps are stacked on that side's channel axis and
+# At or below so many channels on one side, the three time taps are stacked on that side's channel axis and
 # run as one convolution: a CPU convolution with so few channels wastes most of its vector width.
-THIN = 4
+THIN_IN, THIN_OUT = 16, 4
 
 
 def conv2d(x, kernel, stride=1, padding="SAME"):
@@ -32,9 +32,9 @@ def causal_conv(x, kernel):
     frames = x.shape[1] - 2
     taps = [x[:, k : k + frames] for k in range(3)]
     inputs, outputs = kernel.shape[-2:]
-    if inputs <= THIN:
+    if inputs <= THIN_IN:
         return conv2d(jnp.concatenate(taps, -1), jnp.concatenate(list(kernel), -2))
-    if outputs <= THIN:
+    if outputs <= THIN_OUT:
         parts = jnp.split(conv2d(x, jnp.concatenate(list(kernel), -1)), 3, -1)
         return sum(part[:, k : k + frames] for k, part in enumerate(parts))
     return sum(conv2d(tap, kernel[k]) for k, tap in enumerate(taps))

@@ -30,7 +30,6 @@ RANDOM = (
     "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
 )
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
-LARGE = 32 * 32  # numbers of a latent frame, along its sides, from which a block is decoded a frame at a time
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
@@ -163,7 +162,7 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 def decode_block(decoder, params, latents, state):
     """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated.
 
-    Of large frames one latent frame after another: as quick, and what lies in memory meanwhile is of one.
+    One latent frame after another: what lies in memory meanwhile is of one, and on CPU it stays near.
     """
 
     def frames(state, latents):
@@ -173,8 +172,6 @@ def decode_block(decoder, params, latents, state):
         )  # on a mesh it stays in its place
         return state, jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
-    if latents.shape[1] == 1 or latents.shape[2] * latents.shape[3] < LARGE:
-        return frames(state, latents)[::-1]
     done, rest = [], latents
     if state is None:  # a clip's first latent frame gives one frame, every other one as many as the next
         state, first = frames(state, latents[:, :1])
