@@ -28,10 +28,10 @@ BACKENDS = {  # and where there is each
 
 def check(backend: str, dtype: str, head_dim: int) -> None:
     """UserError where the devices have no such backend, or it does not take heads of this dtype and size."""
-    platform = _platform()
-    if platform not in BACKENDS[backend]:
-        there = ", ".join(name for name, platforms in BACKENDS.items() if platform in platforms)
-        raise UserError(f"There is no {backend} attention on {platform.upper()}; --attention takes {there}.")
+    here = axes.platform()
+    if here not in BACKENDS[backend]:
+        there = ", ".join(name for name, platforms in BACKENDS.items() if here in platforms)
+        raise UserError(f"There is no {backend} attention on {here.upper()}; --attention takes {there}.")
     if backend == "cudnn" and not _suits_cudnn(dtype, head_dim):
         raise UserError(
             f"cuDNN's attention takes bfloat16 or float16 and heads of a multiple of 8, at most 128, not {dtype} and {head_dim}; "
@@ -51,22 +51,16 @@ def attend(
     backend: one of BACKENDS that `check` lets pass. cuDNN's serves where all queries see the same; elsewhere plain products do.
     """
     q = q * q.shape[-1] ** -0.5
-    platform = _platform()
-    if backend == "auto" and platform == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]):
+    here = axes.platform()
+    if backend == "auto" and here == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]):
         backend = "cudnn"
-    if backend == "splash" or (backend == "auto" and platform == "tpu"):
+    if backend == "splash" or (backend == "auto" and here == "tpu"):
         return _per_device(flash.flash, q, k, v, mask)
     if isinstance(mask, FrameMask):
         mask = mask.frames
     if backend == "cudnn" and (mask is None or mask.shape[0] == 1):
         return _cudnn(q, k, v, mask)
     return _chunked(q, k, v, mask)
-
-
-def _platform() -> str:
-    """Of the devices that the program is traced for: those of the ambient mesh, which need not be here, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _suits_cudnn(dtype, head_dim: int) -> bool:
@@ -106,7 +100,9 @@ def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         mask = jnp.repeat(jnp.asarray(mask), q.shape[2] // mask.shape[0], axis=0)
     heads, scores = q.shape[1], q.shape[0] * q.shape[2] * k.shape[2]
     # Heads of a mesh lie on several devices, which work on all of theirs at once.
-    fit = CACHED_SCORES if _platform() == "cpu" and jax.sharding.get_abstract_mesh().empty else MOST_SCORES
+    fit = (
+        CACHED_SCORES if axes.platform() == "cpu" and jax.sharding.get_abstract_mesh().empty else MOST_SCORES
+    )
     group = max(
         size for size in range(1, heads + 1) if heads % size == 0 and (size == 1 or size * scores <= fit)
     )

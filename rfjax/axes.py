@@ -37,6 +37,12 @@ def constrain(x: Array, *names: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, spec(x.shape, *names))
 
 
+def platform() -> str:
+    """That of the devices which the program is traced for: those of the ambient mesh, which need not be here, else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def on(mesh: Mesh | None):
     """The context in which programs are made for this mesh; None: as they are without."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from rfjax import axes
+
 DEFAULT_FOLDER = "~/.cache/rfjax/jax"
 
 
@@ -26,6 +28,15 @@ def keep_programs(folder: str | None = None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def training_step(function: Callable) -> Callable:
+    """jit of f(state, …) that takes the place of its state.
+
+    On CPU XLA drops optimisation barriers before it fuses; here they stay, for `dit.settle`.
+    """
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if axes.platform() == "cpu" else None
+    return jax.jit(function, donate_argnums=0, compiler_options=options)
 
 
 def stopwatch() -> Callable[[], float]:

@@ -148,6 +148,14 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jnp.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
 
 
+def settle(x: Array) -> Array:
+    """x, and its gradient, made once and kept, in training on CPU (`compilation.training_step`).
+
+    XLA fuses the sums of the residual stream into all that reads them, so that each layer would add up those before it anew.
+    """
+    return jax.lax.optimization_barrier(x) if axes.platform() == "cpu" else x
+
+
 def split_heads(x: Array, heads: int) -> Array:
     """[B, F, T, D] with tokens over context → [B, F·T, A, K] with heads over context: one all-to-all."""
     x = axes.constrain(x, "batch", None, "tokens")
@@ -201,13 +209,13 @@ class Block(nn.Module):
 
         y = (layer_norm(x, c.eps) * (1 + scale1) + shift1).astype(c.dtype)
         y, kv = self.self_attention(y, past, scene)
-        x = x + (gate1 * y.astype(jnp.float32)).astype(x.dtype)
+        x = settle(x + (gate1 * y.astype(jnp.float32)).astype(x.dtype))
         y = LayerNorm(c.eps, name="norm3")(x)
-        x = x + self.cross_attention(y.astype(c.dtype), text_kv)
+        x = settle(x + self.cross_attention(y.astype(c.dtype), text_kv))
         y = (layer_norm(x, c.eps) * (1 + scale2) + shift2).astype(c.dtype)
         y = gelu(Linear(c.ffn_dim, dtype=c.dtype, name="ffn_in")(y))
         y = Linear(c.dim, dtype=c.dtype, name="ffn_out")(y)
-        x = x + (gate2 * y.astype(jnp.float32)).astype(x.dtype)
+        x = settle(x + (gate2 * y.astype(jnp.float32)).astype(x.dtype))
         return axes.constrain(x, "batch", None, "tokens"), kv
 
     def self_attention(self, y: Array, past: KV | None, scene: Scene) -> tuple[Array, KV]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rfjax import attention
+from rfjax import attention, axes
 from rfjax.errors import UserError
 
 
@@ -106,7 +106,7 @@ def test_cudnn_is_asked_to_leave_out_keys_at_the_end(monkeypatch):
 
 
 def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
-    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+    monkeypatch.setattr(axes, "platform", lambda: "gpu")
     asked = []
     monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: asked.append((q.shape, mask)) or q)
     half, full = (jnp.asarray(tiny.normal(0, 1, 3, 2, 8), dtype) for dtype in (jnp.bfloat16, jnp.float32))
@@ -119,7 +119,7 @@ def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
 
 
 def test_a_backend_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+    monkeypatch.setattr(axes, "platform", lambda: "gpu")
     attention.check("cudnn", "bfloat16", 128)
     with pytest.raises(UserError, match="no splash attention on GPU; --attention takes auto, xla, cudnn"):
         attention.check("splash", "bfloat16", 128)

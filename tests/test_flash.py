@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rfjax import attention, flash
+from rfjax import attention, axes, flash
 
 FRAMES = np.array([[1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
 
@@ -89,6 +89,6 @@ def test_the_platform_is_that_of_the_mesh(monkeypatch):
     q, k, v = arrays()
     attention.attend(q, k, v)
     assert asked == []
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(axes, "platform", lambda: "tpu")
     attention.attend(q, k, v)
     assert asked == [q.shape]

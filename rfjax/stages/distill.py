@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rfjax import flow, losses, rollout, training_rollout
+from rfjax import compilation, flow, losses, rollout, training_rollout
 from rfjax import state as train
 from rfjax.config import build
 from rfjax.dit import DiT, DiTConfig
@@ -95,8 +95,7 @@ def steps(config):
         )
     if config.loss not in OBJECTIVES:
         raise UserError(f"config.loss is {config.loss!r}; it must be one of {', '.join(OBJECTIVES)}.")
-    teach = functools.partial(jax.jit, donate_argnums=0)
-    return teach(_critic_step(config)), teach(_generator_step(config))
+    return tuple(compilation.training_step(step(config)) for step in (_critic_step, _generator_step))
 
 
 def programs(config, state, fixed):

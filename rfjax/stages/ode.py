@@ -3,12 +3,10 @@
 Every block draws its own few-step level k; its input is the trajectory's point at t_k, under the block-causal mask.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from rfjax import losses, rollout
+from rfjax import compilation, losses, rollout
 from rfjax import state as train
 from rfjax.errors import UserError
 from rfjax.stages import clips, latent, student
@@ -26,7 +24,7 @@ def update(config):
     whole = student.working(config)
     block_frames, timesteps = parts.rollout.block_frames, jnp.asarray(parts.rollout.timesteps)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @compilation.training_step
     def step_once(state, fixed, batch, step):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 

@@ -5,12 +5,10 @@ clean, and the clip goes on from them: where all frames are as noisy, each is re
 ones teach attention to look along time. In a tenth of the clips the negative prompt stands for the caption, for guidance.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from rfjax import axes, losses, teacher
+from rfjax import axes, compilation, losses, teacher
 from rfjax import state as train
 from rfjax.stages import clips, latent, student
 
@@ -35,7 +33,7 @@ def update(config):
     parts, (optimizer, options) = latent.parts(config), student.optimizer(config)
     whole = student.working(config)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @compilation.training_step
     def step_once(state, fixed, batch, step):
         negative = fixed["negative"]["context"][None]
         key = jax.random.fold_in(jax.random.key(config.seed), step)

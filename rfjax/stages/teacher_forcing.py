@@ -4,12 +4,10 @@ Every block draws its own noise level from the shifted training table, all of eq
 Another way than `ode` to the student that distillation starts from: it needs no trajectories of a teacher.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from rfjax import losses
+from rfjax import compilation, losses
 from rfjax import state as train
 from rfjax.stages import latent, student, teacher
 
@@ -25,7 +23,7 @@ def update(config):
     parts, (optimizer, options) = latent.parts(config), student.optimizer(config)
     whole, block_frames = student.working(config), parts.rollout.block_frames
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @compilation.training_step
     def step_once(state, fixed, batch, step):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
 
