@@ -35,8 +35,19 @@ def training_step(function: Callable) -> Callable:
 
     On CPU XLA drops optimisation barriers before it fuses; here they stay, for `dit.settle`.
     """
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if axes.platform() == "cpu" else None
-    return jax.jit(function, donate_argnums=0, compiler_options=options)
+    step = jax.jit(function, donate_argnums=0)
+    if axes.platform() != "cpu":
+        return step
+    alone = jax.jit(
+        function, donate_argnums=0, compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}
+    )
+
+    def call(*args):  # JAX takes options for whole programs only, not where the step is traced as a part of another
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (step if traced else alone)(*args)
+
+    call.lower = alone.lower
+    return call
 
 
 def stopwatch() -> Callable[[], float]:
