@@ -42,11 +42,11 @@ def training_step(function: Callable) -> Callable:
         function, donate_argnums=0, compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}
     )
 
-    def call(*args):  # JAX takes options for whole programs only, not where the step is traced as a part of another
+    def call(*args):  # JAX takes options for a whole program, not for a step that is traced as a part of one
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
         return (step if traced else alone)(*args)
 
-    call.lower = alone.lower
+    call.trace = alone.trace
     return call
 
 
