@@ -8,7 +8,6 @@ The names in SRC tell which way. Read: .safetensors (whole, in shards, or a fold
 the layouts of Wan, diffusers and transformers.
 """
 
-import argparse
 import functools
 import re
 from collections import defaultdict
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax import config, dit, names, tensorfile, tiny_vae, umt5
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.tensorfile import Entry, Kind, Source
 from rfjax.tree import flatten, unflatten
 from rfjax.vae import VAE, VAEConfig
@@ -290,10 +289,9 @@ def convert(src: Path, dst: Path, part: str | None = None, layout: str | None = 
 
 @exit_cleanly
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rfjax.convert",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("src", type=Path, help="a file, an index of shards, or a folder that holds one of them")

@@ -6,7 +6,6 @@ Adapters are a tree like the parameters', with {"down" [L, in, r], "up" [L, r, o
 adapted. `up` begins as zeros, so that training begins from W.
 """
 
-import argparse
 import dataclasses
 import re
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rfjax import checkpoint, tensorfile, tree
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def scaled(adapters, scale: float):
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rfjax.lora", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m rfjax.lora", description=__doc__.splitlines()[0])
     parser.add_argument("base", help="dit.safetensors that the adapters were trained on")
     parser.add_argument("adapters", help="lora.safetensors of a run")
     parser.add_argument("out", help="file to write: parameters that need no adapters")

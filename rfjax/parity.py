@@ -7,7 +7,6 @@ Prints a line per comparison: its name, the largest absolute difference, and ok 
 any fails.
 """
 
-import argparse
 import functools
 import re
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from rfjax import attention, convert, dit, flow, losses, names, rollout, teacher, training_rollout, tree, umt5
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.golden import Arrays, Golden
 
 TOLERANCE = 1e-4  # of max(1, the largest number)
@@ -296,9 +295,7 @@ def comparisons(root: str | Path) -> Iterator[Comparison]:
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Compare with the numbers of the public PyTorch implementation."
-    )
+    parser = Parser(description="Compare with the numbers of the public PyTorch implementation.")
     parser.add_argument(
         "directory", help="config.json, vae_config.json, *.safetensors and *.npz, as in tests/golden"
     )

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rfjax import change, compilation, config, detect, rollout, sampler, shapes
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.files import check_writable, replacing
 
 ROOT = Path(__file__).parents[1]
@@ -167,9 +167,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--clips", type=int, default=16, metavar="N", help="held-out captions (default %(default)s)")
     add("--policies", default=POLICIES, help="ways to change, with commas between (default %(default)s)")

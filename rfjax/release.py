@@ -5,7 +5,6 @@
 Weights are read back in float32, so only their last bits are lost; the files are half the size.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from rfjax import checkpoint, tree
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 
 
 def halve(source: Path, folder: Path) -> Path:
@@ -39,7 +38,7 @@ def halve(source: Path, folder: Path) -> Path:
 
 @exit_cleanly
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m rfjax.release", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m rfjax.release", description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+", type=Path, help=".safetensors files")
     parser.add_argument("folder", type=Path, help="where they go, under the same names")
     args = parser.parse_args(argv)

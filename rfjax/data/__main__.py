@@ -10,11 +10,10 @@ and TPU pods are noticed), each makes its share of the shards. They go to config
 where the config has both. A field of the config is changed by `--config.data=FOLDER`.
 """
 
-import argparse
 from pathlib import Path
 
 from rfjax import checkpoint, compilation, config, data, datasets, distributed
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.stages import latent
 
 COMMANDS = {
@@ -34,11 +33,9 @@ SOURCES = {"encode-videos": "FOLDER", "encode-prompts": "FILE"}
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rfjax.data",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("source", nargs="?", help="encode-videos: a folder; encode-prompts: a text file")

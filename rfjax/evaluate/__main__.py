@@ -11,7 +11,6 @@ from: drift is then drift from the given object. The third judges rendered clips
 itself; with --damage also clips that are damaged on purpose. The last measures any mp4 files. docs/drift.md says what is measured.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rfjax import compilation, config, detect, quantize, sampler, shapes
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.evaluate import draw, generate, keep, report, truth, videos
 from rfjax.files import replacing
 from rfjax.rollout import METHODS
@@ -29,9 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

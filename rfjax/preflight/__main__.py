@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rfjax import config, placement, quantize, rollout, sampler, sharding
-from rfjax.errors import UserError, exit_cleanly
+from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.files import check_writable, replacing
 from rfjax.preflight import compiled, estimate, programs, report, topology
 from rfjax.preflight.chips import CHIPS
@@ -29,8 +29,7 @@ CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     """The flags, and the config with its fields changed."""
-    describe = dict(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser = argparse.ArgumentParser(prog="python -m rfjax.preflight", **describe, allow_abbrev=False)
+    parser = Parser(prog="python -m rfjax.preflight", description=__doc__)
     add = parser.add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config()")
     add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
