@@ -162,8 +162,21 @@ def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV
 def decode_block(decoder, params, latents, state):
     """Latents [B, n, h, w, C] → (uint8 frames [B, m, H, W, 3], the decoder's state after them); `state` is donated.
 
-    One latent frame after another: what lies in memory meanwhile is of one, and on CPU it stays near.
+    One latent frame after another: what lies in memory meanwhile is of one. On CPU one clip after another besides, so that it
+    stays in the processor's cache.
     """
+
+    def of_one(clip):
+        alone = jax.tree.map(lambda leaf: leaf[None], clip)
+        return jax.tree.map(lambda leaf: leaf[0], _decode_frames(decoder, params, *alone))
+
+    if latents.shape[0] > 1 and axes.platform() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+        return jax.lax.map(of_one, (latents, state))
+    return _decode_frames(decoder, params, latents, state)
+
+
+def _decode_frames(decoder, params, latents, state):
+    """As `decode_block`, all clips at once."""
 
     def frames(state, latents):
         video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
