@@ -100,9 +100,7 @@ def _chunked(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         mask = jnp.repeat(jnp.asarray(mask), q.shape[2] // mask.shape[0], axis=0)
     heads, scores = q.shape[1], q.shape[0] * q.shape[2] * k.shape[2]
     # Heads of a mesh lie on several devices, which work on all of theirs at once.
-    fit = (
-        CACHED_SCORES if axes.platform() == "cpu" and jax.sharding.get_abstract_mesh().empty else MOST_SCORES
-    )
+    fit = CACHED_SCORES if axes.on_one_cpu() else MOST_SCORES
     group = max(
         size for size in range(1, heads + 1) if heads % size == 0 and (size == 1 or size * scores <= fit)
     )

@@ -43,6 +43,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def on_one_cpu() -> bool:
+    """Whether the program is for a CPU and no mesh: work that is done piece by piece stays in the processor's cache there."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
+
+
 def on(mesh: Mesh | None):
     """The context in which programs are made for this mesh; None: as they are without."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

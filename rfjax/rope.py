@@ -42,7 +42,7 @@ def rotation(positions: Array, height: int, width: int, head_dim: int, base: flo
     angles = [jnp.broadcast_to(a, (frames, height, width, a.shape[-1])) for a in angles]
     angles = jnp.concatenate(angles, -1).reshape(frames * height * width, head_dim // 2)
     # Each angle's number goes to both channels of its pair by a product with zeros and ones, which is exact. Copied there, XLA
-    # would work out every layer's sines anew on CPU, for each head and channel: a seventh of the network's time.
+    # would work out the sines anew on CPU in every unrolled layer, for each head and channel.
     both = np.repeat(np.eye(head_dim // 2, dtype=np.float32), 2, axis=1)
     sign = np.tile(np.array([-1, 1], np.float32), head_dim // 2)
     cos, sin = (

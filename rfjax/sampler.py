@@ -170,7 +170,7 @@ def decode_block(decoder, params, latents, state):
         alone = jax.tree.map(lambda leaf: leaf[None], clip)
         return jax.tree.map(lambda leaf: leaf[0], _decode_frames(decoder, params, *alone))
 
-    if latents.shape[0] > 1 and axes.platform() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+    if latents.shape[0] > 1 and axes.on_one_cpu():
         return jax.lax.map(of_one, (latents, state))
     return _decode_frames(decoder, params, latents, state)
 
