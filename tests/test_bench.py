@@ -266,6 +266,25 @@ def test_a_mistake_is_one_sentence(arguments, said, capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--golden", "nowhere"], "There is no directory nowhere"),
+        (["--weights", "nowhere"], "There is no folder nowhere"),
+    ],
+)
+def test_a_mistake_in_the_table_of_8_bits_is_one_sentence(arguments, said, capsys):
+    assert said in fails(capsys, "quantize", "--config", TINY, *arguments)
+
+
+def test_the_table_of_8_bits_wants_a_config_in_full_width(tmp_path, capsys):
+    text, field = Path(TINY).read_text(), '"block_frames": 3'
+    assert field in text
+    (tmp_path / "eight.py").write_text(text.replace(field, f'{field}, "int8_cache": True'))
+    assert "is in 8 bits already" in fails(capsys, "quantize", "--config", str(tmp_path / "eight.py"))
+
+
 def test_a_picture_needs_matplotlib(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     monkeypatch.delitem(__import__("sys").modules, "rfjax.bench.plot", raising=False)

@@ -14,7 +14,7 @@ FLOORS = [
     "cache checkpoint metrics score sharding teacher umt5",
     "placement prompts rollout",
     "change convert data golden lora losses state training_rollout",
-    "stream weights",
+    "parity stream weights",
     "sampler",
     "live script stages",
     "evaluate preflight",

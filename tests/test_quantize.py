@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 import sample
-from rfjax import cache, config, dit, parity, quantize, sampler, teacher
+from rfjax import cache, config, dit, flow, parity, quantize, rollout, sampler, teacher
+from rfjax.bench import eight_bits
 from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.golden import Golden
@@ -170,6 +171,56 @@ def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
 
     # A key that lies between two numbers of 8 bits may fall to either: the two programs differ in the last bit before.
     np.testing.assert_allclose(clip(model), clip(other), atol=5e-4)
+
+
+# What `python -m rfjax.bench quantize` tells
+
+
+@functools.cache
+def midway():
+    """The tiny world's sampler with random weights, and a state in the middle of its stream."""
+    model = sampler.load(config.load(str(ROOT / "configs/tiny.py")), sampler.RANDOM)
+    return model, eight_bits.midway(model, ["a"])
+
+
+def test_the_table_s_errors_are_of_what_8_bits_change():
+    model, state = midway()
+    full = model.params["dit"]
+
+    def window(params, int8_cache=False):
+        return eight_bits.window_flow(eight_bits.changed(model, params, int8_cache).bind(["a"]), state)
+
+    exact = window(full)
+    x0 = (
+        state.window - flow.sigma_like(jnp.asarray(model.rollout.timesteps[::-1].copy())[None], exact) * exact
+    )
+    _, theirs = rollout.METHODS["rolling"].step(
+        model.bind(["a"]), lambda block, step: state.window[:, -1], rollout.ENDLESS, state, steady=True
+    )
+    np.testing.assert_allclose(x0[:, 0], theirs, atol=1e-5)  # it is the window that the stream sees next
+    small, large = (
+        eight_bits.relative(window(*kept), exact) for kept in ((full, True), (quantize.params(full, "int8"),))
+    )
+    assert 0 < small < large < 0.1
+
+
+def test_a_group_is_in_8_bits_alone():
+    kernels = {}
+    for name, group in eight_bits.GROUPS.items():
+        changed = flatten(eight_bits.alone(tiny.params(), group, "int8"))
+        kernels[name] = {path for path, x in changed.items() if quantize.is_quantized(x)}
+    assert kernels["self_q, self_k"] == {"blocks/self_q/kernel", "blocks/self_k/kernel"}
+    assert all(kernels.values()) and sum(map(len, kernels.values())) == len(set().union(*kernels.values()))
+    of_layers = set().union(*(paths for paths in kernels.values() if min(paths).startswith("blocks/")))
+    assert of_layers == KERNELS
+
+
+def test_the_public_network_s_errors():
+    golden = Golden(ROOT / "tests/golden")
+    assert max(eight_bits.golden_errors(golden, quantize.Mode("", False))) < 1e-5
+    exact, of_cache = eight_bits.golden_errors(golden, quantize.MODES["kv8"])
+    assert exact < 1e-5 < of_cache < 1e-3
+    assert 1e-3 < min(eight_bits.golden_errors(golden, quantize.MODES["int8"])) < 0.02
 
 
 # Modes

@@ -3,6 +3,7 @@
     python -m rfjax.bench --config configs/wan_1_3b.py --dtype bfloat16 --frames 480 --json run.json --plot run.png
     python -m rfjax.bench compare before.json after.json
     python -m rfjax.bench roofline --config configs/wan_1_3b.py
+    python -m rfjax.bench quantize --golden tests/golden
 
 Without --weights the numbers in the network are random, which takes no download and the same time. A field of the config is
 changed by `--config.rollout.span_blocks=9`. docs/latency.md says what each figure is.
@@ -18,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rfjax import compilation, config, placement, sampler
-from rfjax.bench import compare, first, flags, parts, report, roofline, stamp, stream
+from rfjax.bench import compare, eight_bits, first, flags, parts, report, roofline, stamp, stream
 from rfjax.errors import exit_cleanly
 from rfjax.files import replacing
 from rfjax.umt5 import UMT5Config
@@ -90,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         return compare.show(argv[1:])
     if argv[:1] == ["roofline"]:
         return roofline.main(argv[1:])
+    if argv[:1] == ["quantize"]:
+        return eight_bits.main(argv[1:])
     args, settings = flags.parse(argv, __doc__)
     told = measure(args, settings, argv)
     report.show(told)
