@@ -94,25 +94,33 @@ class Decoding:
         self.vae = vae.VAE(vae.VAEConfig(dim=dim))
         self.params = random_params("vae", self.vae.config)
         self.latents = jax.random.normal(jax.random.key(3), (1, frames, side, side, 16))
-        self.state = self.decode(None)[1]
+        self.state = start(self.vae, self.params, self.latents)
         self.twin = torch_vae.Decoder(self.vae.config, self.params, self.state)
         self.torch_latents = torch_twin.tensor(self.latents)
 
-    def decode(self, state):
-        return decode(self.vae, self.params, self.latents, state)
-
     def ours(self):
-        video, self.state = self.decode(self.state)
+        video, self.state = decode(self.vae, self.params, self.latents, self.state)
         return video.block_until_ready()
 
     def theirs(self):
         return self.twin(self.torch_latents)
 
 
+@functools.partial(jax.jit, static_argnames="network")
+def start(network, params, latents):
+    """The decoder's state after a clip's first latent frame."""
+    return network.apply({"params": params}, latents[:, :1], None, method="decode_normalised")[1]
+
+
 @functools.partial(jax.jit, static_argnames="network", donate_argnames="state")
 def decode(network, params, latents, state):
-    """`sampler.decode_block` without the way to bytes."""
-    return network.apply({"params": params}, latents, state, method="decode_normalised")
+    """A later block as `sampler.decode_block` has it, one latent frame after another, without the way to bytes."""
+
+    def frames(state, latent):
+        return network.apply({"params": params}, latent, state, method="decode_normalised")[::-1]
+
+    state, video = jax.lax.scan(frames, state, jnp.moveaxis(latents, 1, 0)[:, :, None])  # [n, B, m, H, W, 3]
+    return jnp.concatenate(list(video), 1), state
 
 
 def timed(call, times: int) -> list[float]:
