@@ -282,7 +282,9 @@ def load_params(path: str | os.PathLike, like) -> dict[str, Any]:
     if os.path.isdir(path):
         return _averages(Path(path), like)
     if not os.path.isfile(path):
-        raise UserError(f"There is no parameter file {path}; train it, or give another path.")
+        raise UserError(
+            f"There is no parameter file {path}; give another path, or make it (docs/small_world.md and docs/training.md say how)."
+        )
     try:
         with safetensors.safe_open(path, "numpy") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
