@@ -1,7 +1,6 @@
 """Wan 2.1 T2V 1.3B with the few-step weights of Rolling Forcing, 832×480 at 16 frames a second.
 
     python sample.py --config configs/wan_1_3b.py --prompt "…" --seconds 30 --out clip.mp4
-    python sample.py --config configs/wan_1_3b.py --weights gdhe17/Self-Forcing --method self_forcing --prompt "…"
 
 The public weights are fetched from the hub at the first run (the text encoder alone has 11 GB) and converted once. They carry
 their own terms.

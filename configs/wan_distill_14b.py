@@ -18,6 +18,7 @@ training = runpy.run_path(str(Path(__file__).parent / "wan_1_3b.py"))["training"
 def get_config() -> ConfigDict:
     config = training(
         "distill",
+        weights="weights/wan_1_3b",
         init_from="runs/wan_ode/dit.safetensors",
         critic_init="weights/wan_1_3b/dit.safetensors",
         teacher="weights/wan_14b/dit.safetensors",

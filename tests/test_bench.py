@@ -46,7 +46,7 @@ def fails(capsys, *arguments):
 
 
 @pytest.mark.parametrize("method", sorted(rollout.METHODS))
-@pytest.mark.parametrize("name", ["shapes", "wan_1_3b"])
+@pytest.mark.parametrize("name", ["shapes", "wan_1_3b", "wan_self_forcing"])
 def test_the_formula_agrees_with_the_traced_programs(method, name):
     video, network, codec, roll = sampler.sections(config.load(ROOT / f"configs/{name}.py"))
     latent = sampler.latent_size(video, codec, network)
