@@ -8,7 +8,6 @@ An interrupted run leaves what it has as clip.partial.mp4, which plays.
 import argparse
 import contextlib
 import itertools
-import math
 import os
 import sys
 import time
@@ -35,6 +34,7 @@ from rfjax.errors import Parser, UserError, exit_cleanly, interrupts
 from rfjax.rollout import METHODS
 
 ROOT = Path(__file__).parent
+LONGEST = 10**8  # seconds: what a stream can count
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -118,8 +118,10 @@ def add_machinery(group) -> None:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    if not (math.isfinite(args.seconds) and args.seconds > 0):
-        raise UserError(f"--seconds must be a positive number, not {args.seconds}.")
+    if not 0 < args.seconds <= LONGEST:
+        raise UserError(
+            f"--seconds must be a positive number up to {LONGEST} (three years), not {args.seconds}."
+        )
     if args.num_samples < 1:
         raise UserError(f"--num_samples must be at least 1, not {args.num_samples}.")
     if not 0 <= args.seed < 2**32:
@@ -176,13 +178,10 @@ def override(settings, args: argparse.Namespace):
 def read_given(args: argparse.Namespace, settings, total: int) -> Iterable[np.ndarray]:
     """The frames that all clips begin with, uint8 [1, H, W, 3]: none, a picture as long as a block, or a video.
 
-    UserError if they fill the clip's `total` frames, or --out would replace them.
+    UserError if they fill the clip's `total` frames.
     """
     look, _, codec, roll = sampler.sections(settings)
     size, (first, later) = (look.height, look.width), sampler.block_lengths(codec, roll)
-    path = args.image or args.video
-    if path and os.path.exists(args.out) and os.path.exists(path) and os.path.samefile(path, args.out):
-        raise UserError(f"--out {args.out} would replace what the clip begins with; give another name.")
     if args.image:
         frames, count = [footage.read_picture(args.image, size, args.fit)] * first, first
     elif args.video:
@@ -230,11 +229,19 @@ def open_clips(
     if args.contact_sheet and (not args.contact_sheet.endswith(".png") or args.contact_sheet == args.out):
         raise UserError(f"--contact_sheet needs a name *.png of its own, not {args.contact_sheet}.")
     names = [numbered(name, clips) for name in (args.out, args.contact_sheet) if name]
+    keep_given(args.image or args.video, [Path(name) for name in itertools.chain(*names) if Path(name).name])
     options = dict(fps=look.fps, size=(look.height, look.width), scale=args.scale, crf=args.crf)
     return [
         [stack.enter_context(video.open_writer(name, **options)) for name in clip]
         for clip in zip(*names, strict=True)
     ]
+
+
+def keep_given(given: str | None, targets: list[Path]) -> None:
+    """UserError if what the clips begin with would be replaced by what is written."""
+    for path in itertools.chain(targets, map(video.partial_of, targets)):
+        if given and path.exists() and os.path.exists(given) and path.samefile(given):
+            raise UserError(f"{path} would replace what the clip begins with; give another name to write to.")
 
 
 def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first
 docs/running.md.
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from rfjax import checkpoint, compilation, data, distributed, errors, metrics, sharding
+from rfjax import checkpoint, compilation, data, distributed, errors, files, metrics, sharding
 from rfjax.config import build, check, parse_flags, read_by
 from rfjax.errors import UserError
 from rfjax.stages import STAGES, Stage, latent, sources
@@ -89,9 +90,13 @@ def loop(config, run: Run, workdir: Path) -> None:
     """Trains and reports, from the newest checkpoint on."""
     mesh, batches = run.mesh, run.batches
     checkpoint.remember(config, workdir)
-    with checkpoint.Checkpoints(
-        workdir / "checkpoints", config.keep, config.stage, config.get("best", "")
-    ) as kept:
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            stack.enter_context(files.locked(workdir, "use another --workdir"))
+        kept = stack.enter_context(
+            checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
+        )
+        checkpoint.remember_contents(sources.contents(run.stage.frozen(config)), workdir)
         state, start = begin(config, run.stage, mesh, kept, batches)
         fixed = sources.load(run.stage.frozen(config), jax.random.key(config.seed), mesh)
         stop, report = distributed.stop_signal(), make_report(config, run, fixed, workdir, kept)
@@ -102,6 +107,8 @@ def loop(config, run: Run, workdir: Path) -> None:
             )
             report(log, state, start)
         else:
+            if start and start % config.save_every == 0 and not log.has(start, run.stage.measures(config)):
+                report(log, state, start)  # stopped between this save and what it tells
             distributed.tell(
                 f"{config.stage}: steps {start} to {config.steps}; everything goes to {workdir}/; the first step compiles"
             )

@@ -149,17 +149,22 @@ def _newest(folder: Path, steps, read):
         refused, damage, found = None, "in another process", None
         try:
             found = read(folder / str(step))
-        except UserError as error:
+        except (UserError, MemoryError, PermissionError) as error:
             refused = error
         except Exception as error:  # what a damaged file makes orbax raise is not one type
-            damage = type(error).__name__
+            damage = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]:.200}"
+            refused = (
+                error if "RESOURCE_EXHAUSTED" in str(error) or "Too many open files" in str(error) else None
+            )
         if distributed.agree(found is not None):
             return found
         if refused:
             raise refused
         distributed.tell(f"The checkpoint of step {step} is damaged ({damage}); trying an older one.")
     if steps:
-        raise UserError(f"All checkpoints in {folder} are damaged; delete the folder to start again.")
+        raise UserError(
+            f"All checkpoints in {folder} are damaged, the oldest by {damage}; copy them again, or take another --workdir."
+        )
     return None
 
 
@@ -218,6 +223,23 @@ def remember(config, workdir: Path) -> None:
     distributed.agree(True)  # now it is written
     if not distributed.agree(path.exists()):
         raise UserError(f"Not every process sees {workdir}; give a --workdir that all machines share.")
+
+
+def remember_contents(contents: Mapping[str, str], workdir: Path) -> None:
+    """Notes in the run's contents.json what tells the files that it reads at every start: {path: fingerprint}.
+
+    UserError where one is another than the run began with, which would change it unseen.
+    """
+    path = workdir / "contents.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for name in contents:
+        if before.get(name, contents[name]) != contents[name]:
+            raise UserError(
+                f"{name} is another than {workdir} began with; put the old one back, or use another --workdir."
+            )
+    distributed.agree(True)  # now all have looked
+    if distributed.is_main() and contents:
+        _write_json(path, before | contents)
 
 
 def _refuse_other(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -339,6 +361,10 @@ def _averages(run: Path, like) -> dict[str, Any]:
         kinds = {name.removeprefix(above): kind for name, kind in leaves.items() if name.startswith(above)}
         found = {name: tuple(json.loads(kind[kind.index("[") :])) for name, kind in kinds.items()}
         _check_fit(checkpoint, found, {name: leaf.shape for name, leaf in wanted.items()})
+        if "latent_std" in wanted:
+            raise UserError(
+                f"The checkpoints in {run} lack the latents' statistics, which are measured at a save; give {run}/vae.safetensors."
+            )
         nested = tree.unflatten({above + name: leaf for name, leaf in wanted.items()})
         flat = tree.flatten(_read(checkpoint, nested))
         return tree.unflatten({name.removeprefix(above): leaf for name, leaf in flat.items()})

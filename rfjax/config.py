@@ -32,6 +32,7 @@ FIELDS = frozenset(
 )
 # Fields that count something, and the least that they may be. Of 0 steps nothing is trained, and the parameters are written.
 LEAST = {
+    "seed": 0,
     "steps": 0,
     "batch_size": 1,
     "accumulate": 1,

@@ -1,11 +1,18 @@
 """Results in files that a user names: refused before the work where they cannot be written, there only when complete."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rfjax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP)  # of file systems without locks
 
 
 def check_writable(name: str) -> None:
@@ -26,3 +33,29 @@ def replacing(name: str) -> Iterator[Path]:
         os.replace(partial, name)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def lock(handle: int, name: str, instead: str) -> None:
+    """Keeps an open file or folder for this process until `handle` is closed. UserError where another one has it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"Another command writes to {name} just now; {instead}, or wait for it.") from error
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path, instead: str) -> Iterator[None]:
+    """Around what writes in a folder that one command at a time may write to. UserError where another one does."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            lock(handle, str(folder), instead)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -27,7 +27,9 @@ def read_picture(path: str | os.PathLike, size: tuple[int, int], how: str) -> np
     try:
         with Image.open(path) as picture:
             return fit(ImageOps.exif_transpose(picture), size, how)
-    except UnidentifiedImageError as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"The picture {path} has too many pixels; make it smaller.") from error
+    except (UnidentifiedImageError, SyntaxError) as error:  # the latter of a PNG that is damaged further on
         raise UserError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP file.") from error
     except OSError as error:
         raise UserError(f"Cannot read the picture {path}: {error.strerror or error}.") from error

@@ -40,6 +40,14 @@ class Log:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def has(self, step: int, names: Sequence[str]) -> bool:
+        """Whether these metrics of a step are in process 0's log, so that a run that goes on need not measure them. All ask."""
+        there = self.writes and any(
+            row["step"] == step and set(names) <= row.keys()
+            for row in map(json.loads, self.path.read_text().splitlines())
+        )
+        return not distributed.agree(not there)
+
     def clips(self, step: int, clips: np.ndarray, captions, fps: float) -> None:
         """clips uint8 [N, F, H, W, 3] → samples/STEP_INDEX.mp4 and .png, and captions in tensorboard."""
         if not self.writes:
@@ -76,7 +84,8 @@ def progress(start: int, steps: int) -> tqdm:
 def means(recent: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
     """Mean of each metric over some steps, of those that are finite; without the metrics that never are."""
     recent = jax.device_get(recent)
-    columns = {name: [float(values[name]) for values in recent] for name in recent[0]}
+    names = dict.fromkeys(name for values in recent for name in values)  # a critic's warm-up has fewer
+    columns = {name: [float(values[name]) for values in recent if name in values] for name in names}
     finite = {name: [value for value in column if math.isfinite(value)] for name, column in columns.items()}
     return {name: float(np.mean(column)) for name, column in finite.items() if column}
 

@@ -144,7 +144,7 @@ class PromptEncoder:
         place = self._place(caption)
         try:
             return None if place is None else np.load(place)
-        except (OSError, ValueError):  # not there, or cut short by a full disk: encoded again
+        except (OSError, ValueError, EOFError):  # not there, or cut short by a full disk: encoded again
             return None
 
     def _keep(self, caption: str, features: np.ndarray) -> None:

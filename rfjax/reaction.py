@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.clips < 1:
         raise UserError("Need at least one clip: raise --clips.")
+    sampler.clip_keys(args.seed, 1)  # which says what seeds there are
     for policy in args.policies.split(","):
         change.parse(policy)
     if args.out:

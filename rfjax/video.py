@@ -19,10 +19,17 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rfjax import files
 from rfjax.errors import UserError
 
 READABLE = 256  # pixels: smaller frames are enlarged until their short side has as many
+LONGEST = 16384  # pixels of a side, the most that H.264's encoder takes
 SUPPORTED = "name it *.mp4, *.gif, *.png (a contact sheet), or folder/ with a slash at the end (PNG files)"
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder grows until it is finished: clip.mp4 → clip.partial.mp4."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 class Writer:
@@ -34,7 +41,7 @@ class Writer:
 
     def __init__(self, path: Path, fps: Fraction, size: tuple[int, int]):
         self.path, self.fps, self.size = path, fps, size
-        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.partial = partial_of(path)
         self.scale = 1
         self.frames = 0
         self._open()
@@ -44,6 +51,8 @@ class Writer:
         if frames.dtype != np.uint8 or frames.shape[1:] != (*self.size, 3):
             raise ValueError(f"need uint8 frames [n, {self.size}, 3], got {frames.dtype} {frames.shape}")
         for frame in frames:
+            if not self.frames:
+                self._clear()
             self._put(frame)
             self.frames += 1
 
@@ -56,7 +65,7 @@ class Writer:
         """Closes `partial` as it is, with the frames [n, H, W, 3] that were written; removes it where n is 0."""
         with contextlib.suppress(OSError):
             self._finish()
-        if not self.frames:
+        if not self.frames and self._made:
             self._remove()
 
     def __enter__(self):
@@ -69,8 +78,18 @@ class Writer:
             self.abandon()
 
     def _open(self) -> None:
-        """Creates the partial file, so that an unwritable place shows before any work."""
-        self._file = _File(self.partial, "w")
+        """Creates the partial file, so that an unwritable place shows before any work. What an earlier run left there stays until
+        the first frame comes."""
+        self._made = not self.partial.exists()
+        self._file = _File(
+            self.partial, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)
+        )
+        files.lock(self._file.fileno(), str(self.partial), "give another name")
+
+    def _clear(self) -> None:
+        """Before the first frame."""
+        if os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(0)
 
     def _put(self, frame: np.ndarray) -> None:
         raise NotImplementedError
@@ -212,7 +231,11 @@ class FramesWriter(Writer):
         for folder in (self.path, self.partial):
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(f"{folder}/ already holds files; remove it or choose another folder.")
+        self._made = not self.partial.exists()
         self.partial.mkdir(exist_ok=True)
+
+    def _clear(self):
+        pass  # it is empty
 
     def _put(self, frame):
         Image.fromarray(enlarge(frame, self.scale)).save(self.partial / f"frame_{self.frames:06d}.png")
@@ -298,6 +321,8 @@ def open_writer(
     kind = "/" if name.endswith("/") or os.path.isdir(path) else path.suffix.lower()
     if kind not in ("/", ".mp4", ".gif", ".png"):
         raise UserError(f"Cannot tell what to write from the name {name!r}; {SUPPORTED}.")
+    if path.name in ("", ".."):
+        raise UserError(f"{name!r} is no place of its own; {SUPPORTED}.")
     if not os.path.isdir(path.parent):
         raise UserError(f"The folder {path.parent}/ does not exist; create it, or write somewhere else.")
     if not (math.isfinite(fps) and fps > 0):
@@ -307,6 +332,10 @@ def open_writer(
     scale = readable_scale(size) if scale is None else scale
     if scale < 1:
         raise UserError(f"The scale must be a whole number from 1 up, not {scale}.")
+    if scale * max(size) > LONGEST:
+        raise UserError(
+            f"The scale makes frames of {scale * max(size)} pixels; choose one of at most {LONGEST // max(size)}."
+        )
     if kind == ".mp4" and any(scale * side % 2 for side in size):
         raise UserError(f"mp4 needs even sides, not {scale} × {size[0]}×{size[1]}; choose an even scale.")
     rate = Fraction(fps).limit_denominator(1001)

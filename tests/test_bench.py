@@ -104,6 +104,8 @@ def test_percentiles_and_drift_of_known_durations():
     assert timing.drift(np.ones(19)) == {}  # nothing to say of so few
     long = timing.drift(np.array([1.0] * 60 + [7.0] * 10 + [0.5] * 120))
     assert long == {"over": "minute", "first_s": 1.0, "last_s": 0.5, "change": -0.5}
+    slow = timing.drift(np.array([70.0] * 10 + [80.0] * 10))  # no call ends in the first minute
+    assert slow == {"over": "tenth", "first_s": 70.0, "last_s": 80.0, "change": 80 / 70 - 1}
 
 
 def test_calls_are_counted_without_the_warm_up(monkeypatch):

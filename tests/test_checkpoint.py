@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,34 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         checkpoint.Checkpoints(tmp_path, 2, "teacher").restore(fresh())
     with pytest.raises(UserError, match=r"other sizes.*float32\[3, 3, 3, 2, 3\].*float32\[3, 3, 3, 2, 5\]"):
         checkpoint.Checkpoints(tmp_path, 2, "vae").restore(fresh(5))
+
+
+def test_what_is_no_damage_is_told_as_what_it_is(tmp_path, monkeypatch, capsys):
+    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
+        kept.save(1, fresh(), None)
+    for error in (MemoryError("host"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while allocating")):
+        monkeypatch.setattr(checkpoint, "_read", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error), match=str(error)):
+            checkpoint.Checkpoints(tmp_path, 2, "vae").restore(fresh())
+    assert "damaged" not in capsys.readouterr().out
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: (_ for _ in ()).throw(ValueError("a broken chunk")))
+    with pytest.raises(
+        UserError, match="the oldest by ValueError: a broken chunk; copy them again, or take another"
+    ):
+        checkpoint.Checkpoints(tmp_path, 2, "vae").restore(fresh())
+
+
+def test_files_that_a_run_reads_at_every_start_stay_the_same(tmp_path):
+    checkpoint.remember_contents({}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    for contents in ({"teacher.safetensors": "a"}, {"teacher.safetensors": "a", "vae.safetensors": "b"}):
+        checkpoint.remember_contents(contents, tmp_path)
+    with pytest.raises(UserError, match="teacher.safetensors is another than .* began with"):
+        checkpoint.remember_contents({"teacher.safetensors": "c"}, tmp_path)
+    assert json.loads((tmp_path / "contents.json").read_text()) == {
+        "teacher.safetensors": "a",
+        "vae.safetensors": "b",
+    }
 
 
 def test_params_file_round_trip_and_its_errors(tmp_path):

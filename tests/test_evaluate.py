@@ -121,6 +121,20 @@ def test_another_run_is_refused_in_the_same_folder(tmp_path):
             pass
 
 
+def test_a_run_in_8_bits_is_another_run(tmp_path, monkeypatch, capsys):
+    """Also where only the cache is, of which the weights tell nothing."""
+    monkeypatch.setattr(generate.keep, "fingerprint", lambda params: "the same")
+    monkeypatch.setattr(generate, "judged", lambda *_: [])
+    monkeypatch.setattr(command.sampler, "load", lambda *_, **__: types.SimpleNamespace(params={}))
+    for name in ("sheets", "told"):
+        monkeypatch.setattr(command, name, lambda *_: None)
+    args = ["--prompts", "1", "--out", str(tmp_path / "run")]
+    for _ in range(2):
+        command.of_model(command.parse(args))
+    with pytest.raises(UserError, match=r"another run \(not the same config\)"):
+        command.of_model(command.parse([*args, "--quantize", "kv8"]))
+
+
 def test_weights_have_a_fingerprint():
     tree = {"dit": {"a": np.zeros(3), "b": np.ones(3)}}
     same = {"dit": {"a": np.zeros(3), "b": np.ones(3)}}
@@ -202,6 +216,9 @@ def test_report_counts_and_averages():
             "--out takes a folder, and report.md is a file's name; give one such as report.",
         ),
         (["--damage"], "give --ground_truth N with it"),
+        (["--videos", ""], "There is no folder ''"),
+        (["--seed", "-1"], "--seed must lie between 0"),
+        (["--seed", str(2**32 - 1)], "--seed must lie between 0"),
         (["--videos", "."], "There is no mp4 file in ."),
     ],
 )

@@ -53,6 +53,20 @@ def test_damaged_and_missing_videos_are_one_sentence(tmp_path):
             footage.read_video(tmp_path / name, (16, 16), 16, "crop", 9, 12)
 
 
+def test_pictures_that_are_damaged_further_on_or_too_large_are_one_sentence(tmp_path, monkeypatch):
+    path, noise = tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    path.write_bytes(whole[:second] + b"\0\1\2\3" + whole[second + 4 :])
+    with pytest.raises(UserError, match="a.png"):
+        footage.read_picture(path, (16, 16), "crop")
+    path.write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="a.png has too many pixels"):
+        footage.read_picture(path, (16, 16), "crop")
+
+
 def test_sound_without_pictures_is_refused(tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")

@@ -111,10 +111,11 @@ def test_kept_prompt_needs_no_weights_and_other_weights_need_a_new_one(encoder):
         encoder.encode(TEXTS[:1])
 
 
-def test_kept_prompt_that_is_damaged_is_encoded_again(encoder):
+@pytest.mark.parametrize("left", [50, 0])
+def test_kept_prompt_that_is_damaged_is_encoded_again(encoder, left):
     first = encoder.encode(TEXTS[:1])
     (kept,) = Path(encoder.cache).iterdir()
-    kept.write_bytes(kept.read_bytes()[:50])
+    kept.write_bytes(kept.read_bytes()[:left])
     np.testing.assert_array_equal(encoder.encode(TEXTS[:1]), first)
     assert np.load(kept).shape[1] == 8
 

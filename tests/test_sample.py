@@ -147,10 +147,16 @@ def test_what_is_given_must_leave_room_and_is_never_replaced(fake, capsys):
     assert "would replace what the clip begins with" in fails(
         capsys, "--video", "long.mp4", "--out", "long.mp4"
     )
+    os.rename("long.mp4", "clip.partial.mp4")  # as an interrupted run leaves it
+    assert "clip.partial.mp4 would replace" in fails(capsys, "--video", "clip.partial.mp4")
+    os.rename("clip.partial.mp4", "clip_1.mp4")
+    assert "clip_1.mp4 would replace" in fails(capsys, "--video", "clip_1.mp4", "--num_samples", "2")
+    os.rename("clip_1.mp4", "long.mp4")
     assert sorted(os.listdir()) == ["long.mp4", "tiny.py"]
     assert sample.Path("long.mp4").read_bytes() == whole
     Image.new("RGB", (24, 16)).save("a.png")
     assert "more than 1.1" in fails(capsys, "--image", "a.png", "--seconds", "1")
+    assert "a.png would replace" in fails(capsys, "--image", "a.png", "--contact_sheet", "a.png")
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(fake, monkeypatch, capsys):
@@ -186,6 +192,9 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--seconds", "-1"], "--seconds"),
         (["--seconds", "nan"], "--seconds"),
         (["--seconds", "inf"], "--seconds"),
+        (["--seconds", "1e10"], "--seconds must be a positive number up to"),
+        (["--scale", "1000"], "makes frames of 24000 pixels"),
+        (["--out", "."], "'.' is no place of its own"),
         (["--num_samples", "0"], "--num_samples"),
         (["--seed", "-1"], "--seed"),
         (["--out", "a.avi"], "a.avi"),

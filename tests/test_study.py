@@ -152,6 +152,8 @@ class Model:
 class Commands(work.Commands):
     """Runs the commands in this process; the one of number `stop_at` is stopped half-way, as a signal would stop it."""
 
+    steps = 100  # that a training makes
+
     def __init__(self, stop_at=None):
         self.asked, self.stop_at, self.stopped = [], stop_at, False
 
@@ -171,6 +173,7 @@ class Commands(work.Commands):
         if not self.stopped:
             told = f"{Path(flags['--config']).stem} {[word for word in words if 'seed' in word]}"
             (folder / "dit.safetensors").write_text(told)
+            (folder / "checkpoints" / str(self.steps)).mkdir(parents=True, exist_ok=True)
 
     def release(self, words):
         vae, dit, folder = map(Path, words[3:])
@@ -254,6 +257,20 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not_stopped(place, mon
     assert named == [wanted[:1], wanted[:5], wanted[3:6], wanted[5:]]
     assert results(place / "stopped") == results(place / "whole")
     assert run(monkeypatch, "--workdir", "stopped") == []
+
+
+def test_a_training_that_alone_was_stopped_is_not_taken_for_done(place, monkeypatch, capsys):
+    """It saves, and ends with exit code 0."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Commands, "steps", 50)
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "--workdir", "study")
+    assert "was stopped after step 50 of 100; run the same command to go on" in capsys.readouterr().err
+    assert not list((place / "study").glob("weights/*_0/*.safetensors")) and not list(
+        (place / "study/trained").rglob("done.json")
+    )
+    whole = run(monkeypatch, "--workdir", "study")
+    assert "train.py" in whole[0] and "rfjax.release" in whole[1]
 
 
 def test_a_signal_reaches_the_command_and_nothing_begins_after_it(tmp_path):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import train
-from rfjax import checkpoint, config
+from rfjax import checkpoint, config, files, metrics
+from rfjax.errors import UserError
 from rfjax.stages import sources, vae
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,37 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path
     jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
     assert lines(finished) == lines(tmp_path)
     assert (finished / "vae.safetensors").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
+
+
+def test_a_save_that_was_not_told_of_is_told_of_when_the_run_goes_on(finished, tmp_path):
+    """Stopped after the checkpoint of step 2, before it was judged and shown."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    for sample in (tmp_path / "samples").glob("000002_*"):
+        sample.unlink()
+    read = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(read[:2]))
+    train.train(debug(), tmp_path)
+    assert lines(finished) == lines(tmp_path)
+    assert len(list((tmp_path / "samples").glob("000002_*"))) == 8
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path):
+    (tmp_path / "w").mkdir()
+    with files.locked(tmp_path / "w", "wait"):
+        with pytest.raises(UserError, match="Another command writes to .* just now; use another --workdir"):
+            train.train(debug(), tmp_path / "w")
+
+
+def test_a_run_s_own_folder_gives_no_vae_for_latents(finished):
+    """Its checkpoints lack the statistics that its exported file has."""
+    with pytest.raises(UserError, match="give .*/vae.safetensors"):
+        checkpoint.load_params(finished, fresh().params)
+
+
+def test_means_are_of_the_steps_that_have_a_metric():
+    steps = [{"critic": 1.0}, {"critic": 3.0, "generator": 4.0}, {"critic": float("nan"), "generator": 6.0}]
+    assert metrics.means(steps) == {"critic": 2.0, "generator": 5.0}
 
 
 def test_finished_run_writes_its_parameters_again(finished, tmp_path):

@@ -136,6 +136,27 @@ def test_nothing_is_left_when_no_frame_came(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip.png"])
+def test_what_an_earlier_run_left_stays_until_the_first_frame(tmp_path, name):
+    left = video.partial_of(tmp_path / name)
+    left.write_bytes(b"a film" * 10**5)
+    with pytest.raises(UserError, match="no weights"):
+        with video.open_writer(tmp_path / name, FPS, (32, 48)):
+            raise UserError("no weights")
+    assert left.read_bytes() == b"a film" * 10**5
+    with video.open_writer(tmp_path / name, FPS, (32, 48)) as writer:
+        writer.write(moving_square(10))
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).stat().st_size < 10**5
+
+
+def test_two_commands_do_not_write_to_one_file(tmp_path):
+    with video.open_writer(tmp_path / "clip.mp4", FPS, (32, 48)) as writer:
+        writer.write(moving_square(10))
+        with pytest.raises(UserError, match="Another command writes to .*clip.partial.mp4 just now"):
+            video.open_writer(tmp_path / "clip.mp4", FPS, (32, 48))
+    assert len(decode(tmp_path / "clip.mp4")) == 10
+
+
 def test_a_killed_run_leaves_a_playable_mp4(tmp_path):
     script = f"""
 import os, signal, sys
@@ -170,6 +191,8 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path, name):
         ("missing/clip.mp4", {}, "missing/ does not exist"),
         ("clip.mp4", {"size": (33, 48), "scale": 1}, "even"),
         ("clip.mp4", {"scale": 0}, "scale"),
+        ("clip.mp4", {"scale": 400}, "frames of 19200 pixels; choose one of at most 341"),
+        ("full/..", {}, "no place of its own"),
         ("clip.mp4", {"crf": 52}, "crf"),
         ("clip.mp4", {"fps": float("nan")}, "positive"),
         ("full/", {}, "already holds files"),

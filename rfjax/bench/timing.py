@@ -48,7 +48,7 @@ def drift(taken: np.ndarray) -> dict[str, Any]:
     if len(taken) < 20:
         return {}
     ends = np.cumsum(taken)
-    if ends[-1] >= 2 * MINUTE:
+    if ends[-1] >= 2 * MINUTE and ends[0] <= MINUTE:
         over, first, last = "minute", taken[ends <= MINUTE], taken[ends > ends[-1] - MINUTE]
     else:
         count = len(taken) // 10

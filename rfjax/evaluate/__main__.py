@@ -59,6 +59,8 @@ def check(args):
     count = args.prompts if args.ground_truth is None else args.ground_truth
     if count < 1 or args.batch < 1:
         raise UserError("Need at least one clip: raise --prompts, --ground_truth or --batch.")
+    if not 0 <= args.seed <= 2**32 - count:
+        raise UserError(f"--seed must lie between 0 and 2^32 minus the number of clips, not {args.seed}.")
     if not WINDOW <= args.seconds < float("inf"):
         raise UserError(
             f"A clip is judged by {WINDOW} seconds of it: raise --seconds, which is {args.seconds:g}."
@@ -83,8 +85,9 @@ def of_model(args):
             f"{args.config} has a world of {world.size} pixels, but clips are judged at {detect.SIDE}."
         )
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
+    settings = quantize.configured(settings, args.quantize) if args.quantize else settings
     compilation.keep_programs()
-    model = sampler.load(settings, args.weights, given=args.given is not None, quantize=args.quantize)
+    model = sampler.load(settings, args.weights, given=args.given is not None)
     task = generate.Task(args.prompts, args.seconds, args.seed, args.batch, args.given)
     with keep.folder(args.out, generate.described(task, model, settings)) as place:
         methods = {
@@ -148,7 +151,7 @@ def of_videos(args):
 def main(argv=None):
     args = parse(argv)
     check(args)
-    judge = of_videos if args.videos else of_model if args.ground_truth is None else of_truth
+    judge = of_videos if args.videos is not None else of_model if args.ground_truth is None else of_truth
     text, figures, curves = judge(args)
     print(text)
     if args.out:

@@ -32,8 +32,10 @@ PAIRS = 4  # pairs of neighbouring frames a second in which motion is found
 
 def files(folder: str) -> list[Path]:
     """The mp4 files of a folder, by name; UserError where there is none."""
-    if not Path(folder).is_dir():
-        raise UserError(f"There is no folder {folder}; give --videos one that holds mp4 files.")
+    if not folder or not Path(folder).is_dir():
+        raise UserError(
+            f"There is no folder {folder or repr(folder)}; give --videos one that holds mp4 files."
+        )
     found = sorted(Path(folder).glob("*.mp4"))
     if not found:
         raise UserError(f"There is no mp4 file in {folder}; give --videos a folder that holds some.")

@@ -3,6 +3,7 @@
 A stage says it as {name: Source}, so that shapes are known, and a checkpoint restored, before any file is read.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from rfjax import checkpoint, sharding
+from rfjax import checkpoint, data, sharding
 
 
 class Source(NamedTuple):
@@ -23,6 +24,12 @@ class Source(NamedTuple):
 def shapes(sources: Mapping[str, Source]) -> dict[str, Any]:
     """{name: ShapeDtypeStructs}."""
     return {name: jax.eval_shape(source.init, jax.random.key(0)) for name, source in sources.items()}
+
+
+def contents(sources: Mapping[str, Source]) -> dict[str, str]:
+    """{path: what tells its contents from others} of those that are read; a file that is missing is told when it is read."""
+    paths = [source.path for source in sources.values() if source.path and os.path.exists(source.path)]
+    return {path: data.fingerprint(path) for path in paths}
 
 
 def load(sources: Mapping[str, Source], key: Array, mesh: Mesh) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rfjax import config, data, drift
+from rfjax import checkpoint, config, data, drift
 from rfjax.errors import UserError
 from rfjax.evaluate import keep
 from rfjax.rollout import RolloutConfig
@@ -120,7 +120,9 @@ def run(study: Study, jobs: list[Job], after) -> bool:
         for job in todo:
             bar.set_description(job.name)
             fresh, start = not job.folder.exists(), time.monotonic()
-            if not all(command(words) for words in job.commands):  # one after another, none after a signal
+            if not all(
+                command(words) and _whole(job, study, words) for words in job.commands
+            ):  # none after a signal
                 break
             took = round(time.monotonic() - start, 1) if fresh else None
             keep.write(job.folder / "done.json", _marks(job) | {"seconds": took})
@@ -128,6 +130,18 @@ def run(study: Study, jobs: list[Job], after) -> bool:
             if job.kind == "judge":
                 after()
     return not command.stopped
+
+
+def _whole(job: Job, study: Study, words: tuple[str, ...]) -> bool:
+    """Whether a training made all its steps: one that a signal stops saves, and ends as if it had."""
+    if "train.py" not in words:
+        return True
+    done, steps = int(checkpoint.newest(job.folder).name), study.steps or settings().steps
+    if done < steps:
+        raise UserError(
+            f"{job.name} was stopped after step {done} of {steps}; run the same command to go on."
+        )
+    return True
 
 
 class Commands:
