@@ -299,7 +299,7 @@ def stream(
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
     except BaseException:
         for writer in itertools.chain(*clips):
-            if writer.partial.exists():
+            if writer.frames and writer.partial.exists():
                 seconds = float(writer.frames / writer.fps)
                 print(f"Stopped early; the first {seconds:.1f} s are in {writer.partial}", file=sys.stderr)
         raise

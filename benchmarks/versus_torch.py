@@ -9,6 +9,7 @@ and their ratio.
 
 import argparse
 import functools
+import os
 import statistics
 import time
 
@@ -158,16 +159,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("parts", nargs="*", default=[*SIZES, "vae"], help="of small, large, vae (default: all)")
+    add(
+        "parts",
+        nargs="*",
+        default=[*SIZES, "vae"],
+        metavar="part",
+        help="of small, large, vae (default: all)",
+    )
     add("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
     add("--times", type=int, default=4, help="timed blocks of a turn (default %(default)s)")
     add("--dim", type=int, default=96, help="width of the VAE (default: Wan's %(default)s)")
     add("--side", type=int, default=256, help="pixels of the VAE's frames, each way (default %(default)s)")
     args = parser.parse_args()
+    if unknown := set(args.parts) - {*SIZES, "vae"}:
+        parser.error(f"there is no part {min(unknown)}; choose of {', '.join(SIZES)}, vae")
     if args.side < 8 or args.side % 8:
         parser.error(f"--side must be a multiple of 8, the pixels of a latent, not {args.side}")
     compilation.keep_programs()
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+    print(f"{torch.get_num_threads()} threads each", flush=True)
     for part in args.parts:
         checked = 2 if part == "vae" else 8  # 8: the ring of cached blocks turns once
         blocks = checked + args.rounds * (args.times + 1)

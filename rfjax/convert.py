@@ -21,6 +21,7 @@ import numpy as np
 
 from rfjax import config, dit, names, tensorfile, tiny_vae, umt5
 from rfjax.errors import Parser, UserError, exit_cleanly
+from rfjax.files import replacing
 from rfjax.tensorfile import Entry, Kind, Source
 from rfjax.tree import flatten, unflatten
 from rfjax.vae import VAE, VAEConfig
@@ -255,9 +256,8 @@ def save(path: Path, entries: list[Entry]) -> None:
     if path.suffix == ".pt":
         tensors = {"generator": {f"model.{name}": tensor for name, tensor in tensors.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(tensors, unfinished)
-    unfinished.replace(path)
+    with replacing(str(path)) as unfinished:
+        torch.save(tensors, unfinished)
 
 
 def _tensor(torch, array: np.ndarray):

@@ -24,6 +24,7 @@ RADII = np.array([8.5, 10.0, 12.2, 15.0, 18.0])  # of the templates; the middle 
 SEEN = 0.12  # least brightness of an object above its background, of 1
 MATCH = 0.7  # least mean overlap with a shape to call it one
 SIDE = int(shapes.SPAN)
+RATE = 16  # frames a second: motion is seen over STEP of them
 PLAIN = 0.06  # most lightness contrast of a plain surface
 DIRECTED = 0.65  # least coherence of the lightness gradient of stripes
 CHANGE = 24  # of 255: least change of a pixel in STEP frames that counts as motion
@@ -83,7 +84,7 @@ class Detection(NamedTuple):
     background: str | None
     background_hue: float  # degrees
     texture: np.ndarray  # [H, W, 3] mean background, NaN where never seen
-    count: float  # separate objects, mean over the frames in which they do not touch
+    miscount: float  # separate objects too many or too few, mean over the frames in which they do not touch
     changed: float  # pixels that change in STEP frames, mean over the frames
 
 
@@ -290,9 +291,10 @@ def summarise(measures, start=0, stop=None):
     objects = tuple(_found(track, measures.fps) for track in tracks)
     name = None if grey else shapes.COLOURS[_nearest_hue(hue)]
     apart = np.all([track.clear for track in tracks], 0)  # objects that touch are counted as one
-    count = float(measures.count[span][apart].mean()) if apart.any() else np.nan
+    gaps = np.abs(measures.count[span][apart] - len(tracks))
+    miscount = float(gaps.mean()) if gaps.size else np.nan
     changed = measures.changed[span][np.isfinite(measures.changed[span])]
-    return Detection(objects, name, hue, texture, count, float(changed.mean()) if changed.size else np.nan)
+    return Detection(objects, name, hue, texture, miscount, float(changed.mean()) if changed.size else np.nan)
 
 
 def _found(track, fps):

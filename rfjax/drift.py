@@ -11,7 +11,7 @@ import numpy as np
 
 from rfjax.colour import delta_e
 
-VERSION = 1  # of the judge: scores of different ones are not to be compared
+VERSION = 2  # of the judge: scores of different ones are not to be compared
 UNITS = {  # of the distances between two spans of a clip
     "colour": "ΔE",
     "surface": "% lightness",

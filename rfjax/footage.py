@@ -87,6 +87,10 @@ def _paced(path, fps: float) -> Iterator[av.VideoFrame]:
 def _resampled(frames: Iterable[av.VideoFrame], fps: Fraction, lasts: Fraction) -> Iterator[av.VideoFrame]:
     shown, start, place = None, None, 0
     for frame in frames:
+        if frame.pts is None:
+            raise UserError(
+                "A frame of the video has no time; put it into an mp4 file first, as by ffmpeg -i VIDEO out.mp4."
+            )
         time = frame.pts * frame.time_base
         start = time if start is None else start
         while shown is not None and place / fps < time - start:

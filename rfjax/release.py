@@ -42,6 +42,11 @@ def main(argv=None) -> None:
     parser.add_argument("weights", nargs="+", type=Path, help=".safetensors files")
     parser.add_argument("folder", type=Path, help="where they go, under the same names")
     args = parser.parse_args(argv)
+    targets = [(args.folder / source.name).resolve() for source in args.weights]
+    if len(set(targets)) < len(targets) or {source.resolve() for source in args.weights} & set(targets):
+        raise UserError(
+            "Each file of weights needs a name of its own, and a folder that it is not in already."
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     for source in args.weights:
         path = halve(source, args.folder)

@@ -103,7 +103,7 @@ def _levels(found, named):
     values = (
         100 * np.mean(np.nan_to_num(overlaps)),
         np.mean(gaps),
-        abs(found.count - len(pairs)),
+        found.miscount,
         np.mean([seen.edge for seen, _ in pairs]),
         np.mean([seen.path.speed for seen, _ in pairs]),
         100 * drift.dynamic(found),

@@ -138,7 +138,10 @@ def _read_torch(path: Path, part: str | None) -> Source:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.dtype.is_floating_point:
             raise UserError(f"{path}: {name} is not a floating-point tensor; give a file of weights.")
-        kinds[name] = Kind(tuple(tensor.shape), DTYPES[_CODES[str(tensor.dtype).removeprefix("torch.")]])
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _CODES:
+            raise UserError(f"{path}: {name} is of {dtype}; give a file of weights in 16 bits or more.")
+        kinds[name] = Kind(tuple(tensor.shape), DTYPES[_CODES[dtype]])
 
     def load(name: str, layer: int | None = None) -> np.ndarray:
         tensor = open_anew()[name]
@@ -178,7 +181,7 @@ def write(path: str | os.PathLike, entries: Sequence[Entry]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)

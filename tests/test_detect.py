@@ -93,7 +93,9 @@ def test_objects_are_counted():
         for row, column in places:
             rows, columns = (np.arange(start, start + 14) % 64 for start in (row, column))
             frames[frame, rows[:, None], columns] = 220, 60, 60
-    assert list(detect.measure(frames).count) == [0, 1, 2, 2]
+    measured = detect.measure(frames)
+    assert list(measured.count) == [0, 1, 2, 2]
+    assert detect.summarise(measured).miscount == 0.75  # none and two do not make up for each other
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])

@@ -2,6 +2,7 @@
 
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from rfjax.evaluate import damage, generate, keep, report, truth, videos
 from rfjax.rollout import RolloutConfig
 from rfjax.vae import VAE, VAEConfig
 from rfjax.video import open_writer
+
+ROOT = Path(__file__).parents[1]
 
 
 class Renderer:
@@ -119,6 +122,22 @@ def test_another_run_is_refused_in_the_same_folder(tmp_path):
     with pytest.raises(UserError, match=r"another run \(not the same seed, weights\); give this one"):
         with keep.folder(str(tmp_path / "run"), run | {"seed": 1, "weights": "b"}):
             pass
+
+
+def test_a_world_at_another_rate_is_refused(tmp_path, capsys):
+    text = (ROOT / "configs/shapes.py").read_text()
+    assert '"fps": 16' in text
+    (tmp_path / "fast.py").write_text(text.replace('"fps": 16', '"fps": 24'))
+    said = "24 frames a second, in a world of 24, but clips are judged at 16"
+    assert said in fails(capsys, "--config", str(tmp_path / "fast.py"))
+
+
+def test_a_report_is_not_written_over_another_s(tmp_path, capsys):
+    keep.claim(tmp_path / "run", {"seed": 0})
+    for what in (["--ground_truth", "1"], ["--videos", str(tmp_path)]):
+        write(tmp_path / "a.mp4", np.zeros((8, 32, 32, 3), np.uint8))
+        assert "holds the scores of another run" in fails(capsys, *what, "--out", str(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
 def test_a_run_in_8_bits_is_another_run(tmp_path, monkeypatch, capsys):

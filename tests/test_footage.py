@@ -1,5 +1,8 @@
 """What clips begin with: pictures made to fit, and the frames of a video that another frame rate asks for."""
 
+import types
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -65,6 +68,12 @@ def test_pictures_that_are_damaged_further_on_or_too_large_are_one_sentence(tmp_
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="a.png has too many pixels"):
         footage.read_picture(path, (16, 16), "crop")
+
+
+def test_frames_without_times_are_refused():
+    frame = types.SimpleNamespace(pts=None, time_base=Fraction(1, 16))
+    with pytest.raises(UserError, match="has no time; put it into an mp4 file first"):
+        list(footage._resampled([frame], Fraction(16), Fraction(1, 16)))
 
 
 def test_sound_without_pictures_is_refused(tmp_path):

@@ -244,6 +244,14 @@ def test_interruption_tells_where_the_partial_clip_is(fake, monkeypatch, capsys)
     assert sorted(os.listdir()) == ["clip.mp4", "clip.partial.mp4", "tiny.py"]
 
 
+def test_a_run_without_a_frame_says_nothing_of_the_clip_that_an_earlier_one_left(fake, capsys):
+    sample.Path("clip.partial.mp4").write_bytes(b"forty seconds")
+    with pytest.raises(SystemExit):
+        run("--prompt", "a dragon")
+    assert "Stopped early" not in capsys.readouterr().err
+    assert sample.Path("clip.partial.mp4").read_bytes() == b"forty seconds"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("partial", ["clip.partial.mp4", "a.partial.npz"])
 def test_full_disk_is_one_sentence(fake, capsys, partial):

@@ -16,6 +16,13 @@ from rfjax.errors import UserError
 from rfjax.serve import __main__ as command
 from rfjax.serve import app, protocol, run, wire
 
+
+def test_origins_are_compared_as_browsers_send_them():
+    known = run.origins("127.0.0.1", 80, ("https://Example.org:443", "http://example.org:8080"))
+    assert {"http://127.0.0.1", "http://localhost", "https://example.org", "http://example.org:8080"} <= known
+    assert "http://127.0.0.1:8000" in run.origins("127.0.0.1", 8000, ())
+
+
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token_of-22-letters"
 

@@ -259,6 +259,17 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not_stopped(place, mon
     assert run(monkeypatch, "--workdir", "stopped") == []
 
 
+def test_the_table_has_the_numbers_that_the_folder_was_judged_by(place, monkeypatch, capsys):
+    run(monkeypatch, "--workdir", "study")
+    table, was = place / "study/study.md", capsys.readouterr().out
+    judged = table.read_text()
+    assert "3 held-out captions × 10 s" in judged
+    assert (
+        run(monkeypatch, "--table", "--workdir", "study", flags=RUN[:4]) == []
+    )  # without --prompts, --seconds, --batch
+    assert table.read_text() == judged and judged.strip() in was
+
+
 def test_a_training_that_alone_was_stopped_is_not_taken_for_done(place, monkeypatch, capsys):
     """It saves, and ends with exit code 0."""
     with monkeypatch.context() as patch:

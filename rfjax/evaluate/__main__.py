@@ -11,13 +11,14 @@ from: drift is then drift from the given object. The third judges rendered clips
 itself; with --damage also clips that are damaged on purpose. The last measures any mp4 files. docs/drift.md says what is measured.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rfjax import compilation, config, detect, quantize, sampler, shapes
+from rfjax import compilation, config, detect, drift, quantize, sampler, shapes
 from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.evaluate import draw, generate, keep, report, truth, videos
 from rfjax.files import replacing
@@ -84,6 +85,11 @@ def of_model(args):
         raise UserError(
             f"{args.config} has a world of {world.size} pixels, but clips are judged at {detect.SIDE}."
         )
+    if not world.fps == settings.video.fps == detect.RATE:
+        raise UserError(
+            f"{args.config} has {settings.video.fps:g} frames a second, in a world of {world.fps}, "
+            f"but clips are judged at {detect.RATE}."
+        )
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
     settings = quantize.configured(settings, args.quantize) if args.quantize else settings
     compilation.keep_programs()
@@ -116,6 +122,9 @@ def sheets(methods, scenes, task, place):
 
 def of_truth(args):
     """Rendered clips, crisp and soft; with --damage the matrix and the anchors of the drift score."""
+    if args.out:
+        asked = ("ground_truth", "seconds", "objects", "seed", "damage")
+        keep.claim(Path(args.out), {name: getattr(args, name) for name in asked} | {"judge": drift.VERSION})
     clips = args.ground_truth, args.seconds, shapes.World(objects=args.objects), args.seed
     text, figures, lines = told(
         {"rendered": truth.judge(*clips), "blurred and noisy": truth.judge(*clips, camera=truth.soft)}
@@ -131,7 +140,10 @@ def of_truth(args):
 
 def of_videos(args):
     """Any videos: a table of all, and one line a file."""
-    found = {path.name: videos.measure(path) for path in tqdm(videos.files(args.videos), unit=" video")}
+    files = videos.files(args.videos)
+    if args.out:
+        keep.claim(Path(args.out), {"videos": os.path.abspath(args.videos)})
+    found = {path.name: videos.measure(path) for path in tqdm(files, unit=" video")}
     length = min(len(next(iter(one.values()))) for one in found.values())
     series = {
         f"{name} ({unit})": [one[name] for one in found.values()] for name, unit in videos.UNITS.items()

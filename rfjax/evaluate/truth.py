@@ -91,7 +91,7 @@ def kept(first, last, scene):
     change = drift.between(first, last, named.objects)
     right = {f"right {name}": float(value) for name, value in score.right(last, named).items()}
     parts = {name: 1 - part for name, part in drift.scaled(change["distances"]).items()}
-    count = float(abs(last.count - len(named.objects)) < 0.5)
+    count = float(last.miscount < 0.5)
     return right | {"count": count} | parts | {"moving": change["moving"], "drift score": change["score"]}
 
 

@@ -87,8 +87,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter of a name that is none, like a..b
+        why = getattr(error, "strerror", None) or error
         raise UserError(f"Cannot listen on {host}:{port}: {why}; give another --host or --port.") from error
     for option, value in (("TCP_USER_TIMEOUT", 1000 * GONE), ("TCP_NOTSENT_LOWAT", UNSENT)):
         if hasattr(socket, option):  # Linux has both; connections inherit them
@@ -98,7 +98,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 def origins(host: str, port: int, more: tuple[str, ...]) -> frozenset[str]:
     """Pages that may open a socket: this server's own under its local names, and those that are named."""
-    return frozenset([*(f"http://{name}:{port}" for name in (*LOCAL, bracketed(host))), *more])
+    own = (f"http://{name}:{port}" for name in (*LOCAL, bracketed(host)))
+    return frozenset(map(as_sent, (*own, *more)))
+
+
+def as_sent(origin: str) -> str:
+    """An origin as browsers send it: in small letters, and without its scheme's own port."""
+    origin = origin.lower()
+    return origin.removesuffix(":80" if origin.startswith("http://") else ":443")
 
 
 def serve(*of_listener) -> None:

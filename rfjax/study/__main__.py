@@ -76,6 +76,7 @@ def main(argv=None) -> None:
     if args.list:
         print(told(study))
         return
+    study = work.as_judged(study) if args.table else study
     after = functools.partial(table.publish, study)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")

@@ -18,6 +18,7 @@ from rfjax.study import rows
 from rfjax.study.rows import Job, Study
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NUMBERS = ("prompts", "seconds", "batch", "steps")  # of a Study, which all its scores have in common
 FREE = ("rolling_share", "scored_blocks", "rollout")  # what a row may change of the config BASE
 
 
@@ -52,10 +53,16 @@ def check(study: Study) -> list[Job]:
     return jobs
 
 
+def as_judged(study: Study) -> Study:
+    """The study with the numbers that its folder was judged by; as it is where nothing was."""
+    note = study.workdir / "run.json"
+    there = keep.read(note) if note.exists() else {}
+    return study._replace(**{name: there[name] for name in NUMBERS if name in there})
+
+
 def _numbers(study: Study) -> dict[str, Any]:
     """What all scores of a study have in common."""
-    names = ("prompts", "seconds", "batch", "steps")
-    return {name: getattr(study, name) for name in names} | {"judge": drift.VERSION}
+    return {name: getattr(study, name) for name in NUMBERS} | {"judge": drift.VERSION}
 
 
 def _check_config(path: Path, base) -> None:

@@ -30,8 +30,8 @@ export function pending(text, shown) {
   let head = 0, tail = 0;
   while (head < now.length && now[head] === then[head]) head += 1;
   while (tail < now.length - head && now.at(-1 - tail) === then.at(-1 - tail)) tail += 1;
-  if (now.length === then.length) return new Set(now.keys().filter((index) => now[index] !== then[index]));
-  return new Set(now.keys().filter((index) => head <= index && index < now.length - tail));
+  if (now.length === then.length) return new Set([...now.keys()].filter((index) => now[index] !== then[index]));
+  return new Set([...now.keys()].filter((index) => head <= index && index < now.length - tail));
 }
 
 // The text as nodes: a <mark> for each run of pending words, <u> for unknown ones.
