@@ -306,10 +306,10 @@ def stream(
 
 
 def tee(blocks: Iterable, collected: list | None) -> Iterator:
-    """The same blocks, also put in the list where there is one."""
+    """The same blocks, also put in the list where there is one, and there on the host when the next one comes."""
     for block in blocks:
         if collected is not None:
-            collected.append(block)
+            collected[-1:] = [*map(np.asarray, collected[-1:]), block]
         yield block
 
 

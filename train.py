@@ -172,10 +172,10 @@ def make_report(config, run: Run, fixed, workdir, kept):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         log.clips(step, *run.sample(state, fixed, key), fps)
         values = run.evaluate(state, fixed)
-        log.scalars(step, values)
+        kept.judge(step, values)
+        log.scalars(step, values)  # the last: a run that goes on asks whether it is there
         told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
-        kept.judge(step, values)
 
     return report
 

@@ -5,6 +5,8 @@ matrix of tokens is ever made. On TPU a flash kernel runs (`rfjax/flash.py`), on
 elsewhere scores are made in the open, of some heads and queries at a time.
 """
 
+import functools
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def attend(
     """
     q = q * q.shape[-1] ** -0.5
     here = axes.platform()
-    if backend == "auto" and here == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]):
+    if backend == "auto" and here == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]) and _from_ampere():
         backend = "cudnn"
     if backend == "splash" or (backend == "auto" and here == "tpu"):
         return _per_device(flash.flash, q, k, v, mask)
@@ -67,9 +69,15 @@ def _suits_cudnn(dtype, head_dim: int) -> bool:
     return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
 
 
+def _from_ampere() -> bool:
+    """Whether the GPU is one for cuDNN's flash attention: NVIDIA's from compute capability 8.0 on. AMD's have names there."""
+    major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]
+    return major.isdigit() and int(major) >= 8
+
+
 def _cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     """cuDNN's flash attention of scaled queries. It can leave out keys at the end only, so those that count, [1, Fk], go first."""
-    lengths = None
+    lengths = queries = None
     if mask is not None:
         frames, tokens = mask.shape[1], k.shape[1] // mask.shape[1]
         order, count = jnp.argsort(~jnp.asarray(mask[0]), stable=True), mask.sum(dtype=jnp.int32)
@@ -79,8 +87,11 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         )
         count = jnp.where(count > 0, count, frames)  # of none at all it would make no number
         lengths = jnp.full(k.shape[0], tokens, jnp.int32) * count
-    attention = jax.nn.dot_product_attention
-    return attention(q, k, v, scale=1.0, key_value_seq_lengths=lengths, implementation="cudnn")
+        queries = (
+            q.shape[1] + 0 * lengths
+        )  # all of them; said since JAX's own, under vmap, would be of one clip only
+    attention = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
+    return attention(q, k, v, query_seq_lengths=queries, key_value_seq_lengths=lengths)
 
 
 def _per_device(kernel, q: Array, k: Array, v: Array, mask: Array | FrameMask | None) -> Array:

@@ -36,17 +36,18 @@ def training_step(function: Callable) -> Callable:
     On CPU XLA drops optimisation barriers before it fuses; here they stay, for `dit.settle`.
     """
     step = jax.jit(function, donate_argnums=0)
-    if axes.platform() != "cpu":
-        return step
-    alone = jax.jit(
+    on_cpu = jax.jit(
         function, donate_argnums=0, compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}
     )
 
+    def alone():  # asked when it is called, within the mesh of the devices that it is for
+        return on_cpu if axes.platform() == "cpu" else step
+
     def call(*args):  # JAX takes options for a whole program, not for a step that is traced as a part of one
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (step if traced else alone)(*args)
+        return (step if traced else alone())(*args)
 
-    call.trace = alone.trace
+    call.trace = lambda *args: alone().trace(*args)
     return call
 
 

@@ -41,9 +41,12 @@ class Log:
             self._board.add_scalar(name, value, step)
 
     def has(self, step: int, names: Sequence[str]) -> bool:
-        """Whether these metrics of a step are in process 0's log, so that a run that goes on need not measure them. All ask."""
+        """Whether process 0's log has a line of a step with these metrics alone, so that a run that goes on need not measure them.
+
+        All processes must ask.
+        """
         there = self.writes and any(
-            row["step"] == step and set(names) <= row.keys()
+            row["step"] == step and row.keys() <= {"step", *names}
             for row in map(json.loads, self.path.read_text().splitlines())
         )
         return not distributed.agree(not there)

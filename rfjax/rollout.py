@@ -49,6 +49,7 @@ class RolloutConfig:
             raise ValueError(
                 f"{len(self.steps)} steps and {self.sink_blocks} sink blocks exceed the span {self.span_blocks}"
             )
+        _ = self.cache  # which sees whether the blocks fit together
 
     @property
     def num_steps(self) -> int:

@@ -148,8 +148,16 @@ def batch_parts(mesh: Mesh) -> tuple[list[int], int]:
 
 def put_batch(batch, mesh: Mesh):
     """Dict of this process's rows [b, …] of a global batch → global arrays [B, …], split over data and fsdp."""
-    split = NamedSharding(mesh, PartitionSpec(axes.BATCH))
-    return {name: jax.make_array_from_process_local_data(split, rows) for name, rows in batch.items()}
+    split, (mine, parts) = NamedSharding(mesh, PartitionSpec(axes.BATCH)), batch_parts(mesh)
+
+    def whole(rows):
+        shape = (
+            len(rows) // len(mine) * parts,
+            *rows.shape[1:],
+        )  # said: processes may feed unequally many parts
+        return jax.make_array_from_process_local_data(split, rows, shape)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 def spread(batch):

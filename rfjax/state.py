@@ -170,9 +170,12 @@ def descend(
 
 
 def ema_decay(step: Array, config: OptimizerConfig) -> Array:
-    """min(decay, (1 + n) / (10 + n)) n steps after ema_start, 0 before: short memory while much changes."""
-    n = (step - config.ema_start).astype(jnp.float32)
-    return jnp.where(n < 0, 0.0, jnp.minimum(config.ema_decay, (1 + n) / (10 + n)))
+    """`config.ema_decay` from ema_start on, 0 before. Without an ema_start min(decay, (1 + n) / (10 + n)) after n steps: short
+    memory while much changes."""
+    if config.ema_start:
+        return jnp.where(step < config.ema_start, 0.0, config.ema_decay)
+    n = step.astype(jnp.float32)
+    return jnp.minimum(config.ema_decay, (1 + n) / (10 + n))
 
 
 def _name(path) -> str:

@@ -139,10 +139,12 @@ def remember(model: Model, state: RolloutState, x0: Array) -> RolloutState:
     return _kept(state.replace(index=state.index + 1, given=state.given + 1))
 
 
-_recache = jax.jit(recache, donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
+def _recache(model: Model, state: RolloutState, first: Array) -> RolloutState:
+    return _kept(recache(model, state, first))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
 def _renoise(model: Model, keys: Array, num_blocks: Array, state: RolloutState, count: Array) -> RolloutState:
     noise = rollout.position_noise(keys, state.window.shape[2:])
-    return renoise(model, noise, num_blocks, state, count)
+    return _kept(renoise(model, noise, num_blocks, state, count))

@@ -1,5 +1,7 @@
 """Attention against a loop over queries, and masks against the rules written out."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,10 +107,29 @@ def test_cudnn_is_asked_to_leave_out_keys_at_the_end(monkeypatch):
     assert asked == ["cudnn"] * 4
 
 
+def test_cudnn_is_told_how_many_queries_each_of_several_streams_has(monkeypatch):
+    """A constant would be of one stream, and JAX's rule for several refuses that."""
+    told = []
+
+    def kernel(q, k, v, *, query_seq_lengths, key_value_seq_lengths, **_):
+        told.append([isinstance(x, jax.core.Tracer) for x in (query_seq_lengths, key_value_seq_lengths)])
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q, masks = jnp.asarray(tiny.normal(0, 2, 1, 6, 2, 8)), jnp.array([[[True, False]], [[True, True]]])
+    jax.vmap(lambda q, mask: attention.attend(q, q, q, mask, "cudnn"))(q, masks)
+    assert told == [[True, True]]
+
+
 def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
     monkeypatch.setattr(axes, "platform", lambda: "gpu")
     asked = []
     monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: asked.append((q.shape, mask)) or q)
+    chips = {"7.5": False, "8.0": True, "gfx90a": False, "12.0": True}
+    for capability, flash in chips.items():
+        chip = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(attention.jax, "devices", lambda chip=chip: [chip])
+        assert attention._from_ampere() == flash
     half, full = (jnp.asarray(tiny.normal(0, 1, 3, 2, 8), dtype) for dtype in (jnp.bfloat16, jnp.float32))
     attention.attend(half, half, half)
     assert asked == [(half.shape, None)]

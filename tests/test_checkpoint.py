@@ -156,12 +156,14 @@ def test_schedule_rises_then_falls_to_its_end():
     np.testing.assert_allclose(rates, [0.025, 0.1, 0.1, 0.06, 0.02], rtol=1e-5)
 
 
-def test_ema_follows_its_recurrence():
-    options = state.OptimizerConfig(0.1, ema_decay=0.5, ema_start=1)
+@pytest.mark.parametrize("start, decays", [(0, (1 / 10, 2 / 11, 3 / 12)), (1, (0.0, 0.5, 0.5))])
+def test_ema_follows_its_recurrence(start, decays):
+    """From the first step with a memory that grows; with a start, the parameters themselves before it."""
+    options = state.OptimizerConfig(0.1, ema_decay=0.5, ema_start=start)
     optimizer = state.make_optimizer(options, 10)
     now = state.create({"kernel": jnp.ones((2, 2))}, optimizer)
     average = np.ones((2, 2))
-    for decay in (0.0, 1 / 10, 2 / 11):  # parameters themselves before ema_start
+    for decay in decays:
         now = state.apply_gradients(now, {"kernel": jnp.ones((2, 2))}, optimizer, options)
         average = decay * average + (1 - decay) * np.asarray(now.params["kernel"])
         np.testing.assert_allclose(now.ema["kernel"], average, rtol=1e-6)

@@ -23,6 +23,12 @@ KEYS = jax.random.split(jax.random.key(0), BATCH)
 methods = pytest.mark.parametrize("method", list(METHODS))
 
 
+def test_a_ring_that_cannot_hold_what_is_read_is_told_at_once():
+    for wrong in ({"ring_blocks": 5}, {"sink_blocks": -1}):
+        with pytest.raises(ValueError, match="cannot hold|must exceed"):
+            RolloutConfig(**wrong)
+
+
 def frame_shape(config):
     return (config.block_frames, *tiny.FRAME)
 

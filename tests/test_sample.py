@@ -177,6 +177,13 @@ def test_several_clips_are_numbered(fake, capsys):
     assert "a red circle" in told[1] and STAR in told[2]
 
 
+def test_latents_wait_on_the_host():
+    kept = []
+    blocks = list(sample.tee((jax.numpy.full((1, 3), index) for index in range(4)), kept))
+    assert [type(block) for block in kept[:-1]] == [np.ndarray] * 3
+    np.testing.assert_array_equal(np.concatenate(kept), np.concatenate(blocks))
+
+
 def test_a_default_prompt_is_told(fake, capsys):
     run("--seconds", "0.01", "--out", "a.gif")
     assert 'No --prompt given: showing "a large red circle' in capsys.readouterr().out

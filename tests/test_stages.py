@@ -529,3 +529,27 @@ def test_mistake_of_the_data_command_is_one_sentence(what, stage, changes, says,
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.startswith("error: ") and says in told and told.count("\n") == 1
     assert not (tmp_path / "made").exists()
+
+
+def test_schedules_of_distillation_end_with_its_last_updates(monkeypatch, folder):
+    """5 steps of 2 critic updates and, after the first step, one of the generator."""
+    asked, make_optimizer = [], distill.train.make_optimizer
+    monkeypatch.setattr(
+        distill.train,
+        "make_optimizer",
+        lambda options, updates: asked.append(updates) or make_optimizer(options, updates),
+    )
+    settings = settings_of("distill", folder, steps=5)
+    jax.eval_shape(functools.partial(distill.init, settings), sources.shapes(distill.networks(settings)))
+    assert asked == [10, 4]
+
+
+def test_processes_may_feed_unequally_many_parts(monkeypatch):
+    """One that holds two of three parts of a batch says how large the whole is."""
+    asked = []
+    monkeypatch.setattr(sharding, "batch_parts", lambda mesh: ([1, 2], 3))
+    monkeypatch.setattr(
+        jax, "make_array_from_process_local_data", lambda split, rows, shape: asked.append(shape)
+    )
+    sharding.put_batch({"a": np.zeros((4, 7))}, sharding.make_mesh(sharding.MeshConfig()))
+    assert asked == [(6, 7)]

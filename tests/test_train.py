@@ -106,6 +106,18 @@ def test_a_run_s_own_folder_gives_no_vae_for_latents(finished):
         checkpoint.load_params(finished, fresh().params)
 
 
+def test_a_line_of_its_own_says_that_a_step_was_judged(tmp_path):
+    """Also where nothing is measured, as without a world whose captions say what is right."""
+    log = metrics.Log(tmp_path, 1)
+    log.scalars(2, {"loss": 1.0})
+    assert not log.has(2, []) and not log.has(2, ["right_shape"])
+    log.scalars(2, {})
+    assert log.has(2, []) and not log.has(4, [])
+    log.scalars(4, {"right_shape": 1.0})
+    assert log.has(4, ["right_shape", "right_motion"]) and not log.has(4, [])
+    log.close()
+
+
 def test_means_are_of_the_steps_that_have_a_metric():
     steps = [{"critic": 1.0}, {"critic": 3.0, "generator": 4.0}, {"critic": float("nan"), "generator": 6.0}]
     assert metrics.means(steps) == {"critic": 2.0, "generator": 5.0}

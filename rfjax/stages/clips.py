@@ -116,8 +116,12 @@ def shown(settings: ConfigDict, generate):
         captions = held_out(settings)[:SHOWN]
         context = latent.words(settings).encode(captions)
     else:
-        batch = latent.texts(settings, latent.prompt_folder(settings), SHOWN)[0]
-        captions, context = [str(caption) for caption in batch["caption"]], batch["context"]
+        texts = latent.texts(
+            settings, latent.prompt_folder(settings), 1
+        )  # one by one: there may be fewer than SHOWN
+        batches = [texts[index] for index in range(SHOWN)]
+        captions = [str(batch["caption"][0]) for batch in batches]
+        context = np.concatenate([batch["context"] for batch in batches])
     decode, rolled = decoder(settings), _rolled(settings, generate)
     return lambda state, fixed, key: (decode(rolled(state.ema, fixed, context, key)), captions)
 

@@ -54,9 +54,17 @@ def frozen(config):
 
 def init(config, params):
     """Fresh training of params {"generator", "critic"}."""
-    critic = train.create(params["critic"], student.optimizer(config, "critic_optimizer")[0])
-    generator = train.create(params["generator"], student.optimizer(config)[0])
+    critic = train.create(params["critic"], _critic_optimizer(config)[0])
+    generator = train.create(params["generator"], _generator_optimizer(config)[0])
     return Distillation(generator, critic.replace(ema=None))
+
+
+def _critic_optimizer(config):
+    return student.optimizer(config, "critic_optimizer", config.steps * config.critic_steps)
+
+
+def _generator_optimizer(config):
+    return student.optimizer(config, updates=max(1, config.steps - config.critic_warmup))
 
 
 def data(config):
@@ -172,7 +180,7 @@ def score_draw(config, key, clip):
 
 def _critic_step(config):
     parts = latent.parts(config)
-    optimizer, options = student.optimizer(config, "critic_optimizer")
+    optimizer, options = _critic_optimizer(config)
 
     def step(critic, generator_params, fixed, batch, part, key):
         generator = student.working(config)(generator_params, fixed)
@@ -199,7 +207,7 @@ def _critic_step(config):
 def _generator_step(config):
     parts = latent.parts(config)
     teacher = DiT(student.teacher_sizes(config))
-    optimizer, options = student.optimizer(config)
+    optimizer, options = _generator_optimizer(config)
     loss_of, whole = OBJECTIVES[config.loss], student.working(config)
 
     def step(generator, critic_params, fixed, batch, key):
@@ -222,7 +230,7 @@ def _generator_step(config):
                 return fake, losses.guided_x0(teacher, *real)
 
             loss, strength = loss_of(scored, x_t, scores, counts)
-            told = {"latent_std": clip.std(), "latent_max": jnp.abs(clip).max()}
+            told = {"latent_std": scored.std(), "latent_max": jnp.abs(scored).max()}
             return loss, {"loss": loss, "strength": strength} | told
 
         context = _part(config, batch["context"], config.critic_steps)

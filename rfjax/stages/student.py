@@ -51,10 +51,10 @@ def init(settings, params) -> train.TrainState:
     return train.create(params["dit"], optimizer(settings)[0])
 
 
-def optimizer(settings, section: str = "optimizer"):
-    """(optax transformation, its options) of a section."""
+def optimizer(settings, section: str = "optimizer", updates: int | None = None):
+    """(optax transformation, its options) of a section, for so many updates, by default one a step."""
     options = config.build(train.OptimizerConfig, settings, section)
-    return train.make_optimizer(options, settings.steps), options
+    return train.make_optimizer(options, settings.steps if updates is None else updates), options
 
 
 def cast(sizes: DiTConfig, params):
