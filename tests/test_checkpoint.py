@@ -192,3 +192,18 @@ def test_muon_steps_each_stacked_layer_and_each_flattened_convolution_as_a_matri
 def test_unknown_optimiser_says_which_there_are():
     with pytest.raises(UserError, match="adamw or muon"):
         state.OptimizerConfig(0.1, name="sgd")
+
+
+def test_adamw_is_clipped_scheduled_and_decayed_as_written_out():
+    options = state.OptimizerConfig(0.1, warmup=2, b1=0.5, b2=0.9, weight_decay=0.2, clip=1.0)
+    optimizer = state.make_optimizer(options, 10)
+    now = state.create({"kernel": jnp.float32([[1, -2]])}, optimizer)
+    weight, mean, square = np.float64([[1, -2]]), 0, 0
+    for step, gradient in enumerate(np.float64([[[30, 40]], [[0.3, 0.1]], [[-6, 8]]]), 1):
+        now = state.apply_gradients(now, {"kernel": jnp.float32(gradient)}, optimizer, options)
+        gradient = gradient / max(1, np.linalg.norm(gradient))
+        mean, square = 0.5 * mean + 0.5 * gradient, 0.9 * square + 0.1 * gradient**2
+        direction = mean / (1 - 0.5**step) / (np.sqrt(square / (1 - 0.9**step)) + 1e-8)
+        weight = weight - 0.1 * min(1, step / 2) * (direction + 0.2 * weight)
+        np.testing.assert_allclose(now.params["kernel"], weight, rtol=1e-4)
+    assert state.ema_decay(jnp.int32(10**6), options) == np.float32(0.999)

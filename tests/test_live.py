@@ -190,3 +190,11 @@ def test_mistakes_told_to_one_stream_change_nothing(model):
     for late in (lambda: stream.change([BLUE]), lambda: stream.reset(1)):
         with pytest.raises(UserError, match="closed"):
             late()
+
+
+def test_a_step_takes_over_what_the_streams_carry(live):
+    slot = live.join(RED, 1)
+    for _ in range(7):
+        before = live._shelf
+        live.step([slot])
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.state))

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import sample
-from rfjax import checkpoint, dit, sampler, vae
+from rfjax import checkpoint, dit, sampler, shapes, vae
 from rfjax.errors import UserError, interrupts
+from rfjax.score import score
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 
 CONFIG = """
@@ -411,3 +412,31 @@ def test_the_command_streams_and_survives_ctrl_c(tmp_path, weights):
     assert process.returncode == 130, error
     assert "clip.partial.mp4" in error and "Traceback" not in error
     assert len(decode(partial)) > 8
+
+
+def test_the_command_passes_seed_and_method_on(fake, monkeypatch):
+    asked, latents = [], FakeSampler.latents
+    monkeypatch.setattr(FakeSampler, "latents", lambda self, *a: asked.append(a[1:4]) or latents(self, *a))
+    flags = ["--seed", "7", "--method", "self_forcing", "--seconds", "1", "--num_samples", "2", "--out", "f/"]
+    run("--prompt", STAR, *flags)
+    ((seed, _, method),) = asked
+    assert (seed, method) == (7, "self_forcing")
+
+
+def test_clips_of_one_prompt_differ_and_so_do_seeds(weights):
+    model = sampler.load(sample.config.load("tiny.py"), weights)
+    one, two = np.asarray(next(model.latents([STAR, STAR], 5, 3)))
+    other = np.asarray(next(model.latents([STAR, STAR], 6, 3)))[0]
+    assert np.abs(one - two).mean() > 0.1 and np.abs(one - other).mean() > 0.1
+
+
+def test_the_shipped_model_shows_what_it_is_told():
+    """5 s of four prompts: what the weights, the config and the words mean to each other."""
+    model, captions = (
+        sampler.load(sample.config.load(str(sample.ROOT / "configs/shapes.py"))),
+        shapes.PROMPTS[:4],
+    )
+    video = np.concatenate(list(model.decode(model.latents(list(captions), 0, 21))), 1)
+    right = [score(clip, caption)["first"] for clip, caption in zip(video, captions, strict=True)]
+    for name, least in {"colour": 4, "background": 4, "shape": 3}.items():
+        assert sum(row[name] for row in right) >= least, name

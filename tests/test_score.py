@@ -6,6 +6,7 @@ import pytest
 from rfjax import detect, drift, shapes
 from rfjax.colour import hue_gap
 from rfjax.errors import UserError
+from rfjax.evaluate import report
 from rfjax.score import ATTRIBUTES, LEVELS, score
 
 TWO = shapes.World(objects=2)
@@ -111,3 +112,15 @@ def test_the_drift_score_by_hand():
     assert drift.between(first, first._replace(changed=0.0), named)["score"] == 1
     gone = detect.detect(np.full((80, 64, 64, 3), 90, np.uint8))
     assert drift.between(first, gone, named)["score"] == 1
+
+
+def test_a_clip_is_judged_by_its_last_five_seconds():
+    """15 s that stand still from 9.4 s on."""
+    scene = shapes.sample_scene(0)
+    video = shapes.render(scene, 0, 240)
+    video[150:] = video[150]
+    found = score(video, shapes.caption(scene))
+    assert found["change"]["moving"] == 0 and found["change"]["score"] == 1
+    assert found["first"]["motion"] and not found["last"]["motion"]
+    told = report.summary([found])
+    assert told["right motion, first 5 s"]["mean"] == 1 and told["right motion, last 5 s"]["mean"] == 0

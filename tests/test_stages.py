@@ -25,6 +25,7 @@ from rfjax import (
     losses,
     sampler,
     score,
+    shapes,
     sharding,
     teacher,
     tree,
@@ -35,6 +36,7 @@ from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
 from rfjax.stages import STAGES, clips, distill, latent, sources, teacher_forcing
 from rfjax.stages import teacher as teacher_stage
+from rfjax.stages import vae as vae_stage
 from rfjax.vae import VAE, VAEConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -186,6 +188,105 @@ def test_every_parameter_learns_but_not_the_generator_while_the_critic_warms_up(
     assert all(jax.tree.leaves(changed(first.ema, last.ema)))
 
 
+def test_every_step_draws_anew(run):
+    stage, mesh, told = STAGES[run.settings.stage], sharding.make_mesh(sharding.MeshConfig()), []
+    fixed = sources.load(stage.frozen(run.settings), jax.random.key(0), mesh)
+    for step in (1, 2):
+        batch = sharding.put_batch(stage.data(run.settings)[0], mesh)
+        state = jax.tree.map(jnp.asarray, run.before[0])
+        metrics = compiled(run.settings.stage, run.settings)(state, fixed, batch, step)[1]
+        told.append(float(metrics["critic_loss" if run.settings.stage == "distill" else "loss"]))
+    assert told[0] != told[1]
+
+
+@pytest.mark.parametrize("run", ["ode"], indirect=True)
+def test_ode_is_its_loss_at_levels_of_the_blocks_own(run):
+    parts, batch = latent.parts(run.settings), STAGES["ode"].data(run.settings)[0]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.settings.seed), 0), 0)
+    level = np.repeat(jax.random.randint(key, (2, 3), 0, 2), 2, 1)
+    path = np.float32(batch["trajectory"])  # [B, S + 1, F, h, w, C], the last the clip
+    x_t = np.stack([[path[clip, k, frame] for frame, k in enumerate(row)] for clip, row in enumerate(level)])
+    loss = jax.jit(functools.partial(losses.ode_loss, parts.dit, block_frames=2))
+    wanted = loss(run.before[0].params, x_t, parts.rollout.timesteps[level], path[:, -1], batch["context"])
+    assert run.told[0]["loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_generator_goes_to_the_teacher_and_away_from_the_critic(folder, monkeypatch):
+    """Clips are a number that the generator's parameters move; the critic wants 0 of them, the teacher 1."""
+    settings, shape, asked = settings_of("distill", folder, vae_weights=""), (2, 6, 8, 8, 4), []
+
+    def roll(config, parts, how, params, *_):
+        return jnp.full(shape, 0.5) + params["head"]["bias"].mean()
+
+    monkeypatch.setattr(distill, "roll", roll)
+    monkeypatch.setattr(distill.losses, "score_x0", lambda *_: jnp.zeros(shape))
+    monkeypatch.setattr(distill.losses, "guided_x0", lambda *args: asked.append(args[-1]) or jnp.ones(shape))
+    stage, mesh, key = STAGES["distill"], sharding.make_mesh(sharding.MeshConfig()), jax.random.key(0)
+    fixed, params = (sources.load(which(settings), key, mesh) for which in (stage.frozen, stage.networks))
+    state, batch = stage.init(settings, params), {"context": jnp.zeros((6, 16, 48))}
+    before, critic = float(state.generator.params["head"]["bias"].mean()), state.critic.params
+    after, _ = distill.steps(settings)[1](state.generator, critic, fixed, batch, key)
+    assert float(after.params["head"]["bias"].mean()) > before and set(asked) == {settings.guidance}
+
+
+def test_clips_are_scored_at_noise_levels_from_20_to_980(folder):
+    clip = jnp.zeros((4000, 1, 1, 1, 1))
+    t = distill.score_draw(settings_of("distill", folder), jax.random.key(0), clip)[1]
+    assert t.min() == 20 and t.max() == 980
+
+
+@pytest.mark.parametrize("rolling", [True, False])
+def test_a_draw_is_what_is_rolled_out(folder, monkeypatch, rolling):
+    asked = []
+
+    def how(model, method, plan):
+        asked.append((method, plan))
+        return jnp.zeros((2, 8, 8, 8, 4))
+
+    settings = settings_of("distill", folder)
+    parts, params = (
+        latent.parts(settings),
+        random_params(sampler.abstract("dit", latent.parts(settings).dit.config), 0),
+    )
+    monkeypatch.setattr(jax.lax, "cond", lambda which, yes, no: yes() if which else no())
+    drawn = distill.Draw(rolling, 1, 3)
+    distill.roll(settings, parts, how, params, jnp.zeros((2, 16, 48)), drawn, jax.random.key(0))
+    ((method, plan),) = asked
+    assert method == ("rolling" if rolling else "self_forcing")
+    assert (plan.exit_step, plan.num_blocks) == (1, 3)
+
+
+def test_loss_of_the_vae_is_its_formula():
+    class Fake:
+        def apply(self, variables, x, method):
+            return (0.5 * x, jnp.full_like(x, -1.0)) if method == "encode" else 2 * x
+
+    video, key = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5, 3)), jnp.float32),
+        jax.random.key(1),
+    )
+    total, _ = vae_stage.loss(Fake(), {}, video, key, {"square": 2.0, "edge": 3.0, "kl": 4.0})
+    x, noise = np.float64(video), np.float64(jax.random.normal(key, video.shape))
+    error = 2 * (0.5 * x + np.exp(-0.5) * noise) - x
+    edge = sum(np.abs(np.diff(error, axis=axis)).mean() for axis in (2, 3))
+    kl = 0.5 * ((0.5 * x) ** 2 + np.exp(-1)).mean()  # of variance exp(-1): that - 1 + 1
+    assert float(total) == pytest.approx(
+        np.abs(error).mean() + 2 * (error**2).mean() + 3 * edge + 4 * kl, rel=1e-5
+    )
+
+
+def test_training_shows_no_held_out_combination(monkeypatch):
+    for name in ("distill", "ode"):
+        settings = config.load(CONFIGS / f"shapes_{name}.py")
+        for caption in latent.texts(settings, "", 200)[0]["caption"]:
+            for one in shapes.parse(str(caption)).objects:
+                assert not shapes.held_out(one.shape, one.colour, one.motion)
+    asked, made = [], vae_stage._clips
+    monkeypatch.setattr(vae_stage, "_clips", lambda *args: asked.append(args[-1]) or made(*args))
+    vae_stage.data(config.load(CONFIGS / "shapes_vae.py"))
+    assert asked == ["train"]
+
+
 def test_finished_run_exports_its_average_and_shows_and_judges_clips(run, monkeypatch):
     stage, network = STAGES[run.settings.stage], getattr(run.state, "generator", run.state)
     jax.tree.map(
@@ -291,6 +392,10 @@ def test_adapters_of_fixed_parameters_learn_and_are_exported_merged(folder):
     }
     again = lora.merge(base, written["lora"])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), again, written["dit"])
+    merged = jax.tree.map(jnp.copy, written["dit"])  # what is exported is what was trained
+    here = float(update(state, fixed, batch, 0)[1]["loss"])
+    whole = stage.update(plain)(stage.init(plain, {"dit": merged}), {}, batch, 0)[1]["loss"]
+    assert here == pytest.approx(float(whole), rel=1e-3)
 
 
 def test_adapters_of_nothing_are_refused(folder):

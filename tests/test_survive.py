@@ -327,6 +327,19 @@ def test_update_is_traced_once(tmp_path, monkeypatch):
     assert len(traced) == 1
 
 
+def test_another_teacher_under_the_same_name_is_refused(tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher.safetensors"
+    source = {"teacher": sources.Source(lambda key: {"w": jax.numpy.zeros(3)}, str(teacher))}
+    stage = train.STAGES["line"]._replace(frozen=lambda config: source)
+    monkeypatch.setitem(train.STAGES, "line", stage)
+    checkpoint.save_params(teacher, {"w": np.zeros(3, np.float32)})
+    for count in (1, 2):
+        train.train(settings(steps=count), tmp_path / "run")
+    checkpoint.save_params(teacher, {"w": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match="teacher.safetensors is another than"):
+        train.train(settings(steps=3), tmp_path / "run")
+
+
 def test_folder_of_another_config_is_refused_by_the_field_that_differs(alone, tmp_path):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"a run with config.seed = 0, not 1; use another --workdir"):

@@ -1,5 +1,7 @@
 """The tiny decoder: chunks are the whole, and a PyTorch version written from the published architecture agrees."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -87,3 +89,29 @@ def test_torch_version_agrees(tmp_path):
     again = torch.load(back, weights_only=True)
     assert again.keys() == {name for name in weights if name.startswith("decoder")}
     assert all(torch.equal(again[name], weights[name]) for name in again)
+
+
+def convolved(p, x):
+    """3×3, in loops: x [F, H, W, C]."""
+    height, width = x.shape[1:3]
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = (x[:, i : i + height, j : j + width] @ p["kernel"][i, j] for i in range(3) for j in range(3))
+    return sum(parts) + p.get("bias", 0)
+
+
+def test_a_version_in_numpy_agrees(params):
+    """The published architecture written out: memory blocks see the frame before, growing makes frames of channels."""
+    p, relu = jax.tree.map(lambda a: np.asarray(a, np.float64), params), functools.partial(np.maximum, 0)
+    x = relu(convolved(p["conv_in"], 3 * np.tanh(2 * LATENTS[0] / 3)))
+    for level, factor in enumerate((1, 2, 2)):
+        for memory in (p[f"memory_{level}_{block}"] for block in range(3)):
+            y = np.concatenate([x, np.concatenate([0 * x[:1], x[:-1]])], -1)
+            for name in ("conv1", "conv2", "conv3"):
+                y = convolved(memory[name], relu(y) if name != "conv1" else y)
+            x = relu(x + y)
+        frames, height, width, channels = x.shape
+        x = x.repeat(2, 1).repeat(2, 2) @ p[f"grow_{level}"]["kernel"]
+        x = np.moveaxis(x.reshape(frames, 2 * height, 2 * width, factor, channels), 3, 1)
+        x = convolved(p[f"conv_{level}"], x.reshape(-1, 2 * height, 2 * width, channels))
+    wanted = 2 * np.clip(convolved(p["conv_out"], relu(x)), 0, 1)[3:] - 1
+    np.testing.assert_allclose(decode(params, 2 * LATENTS, None)[0][0], wanted, atol=1e-4)
