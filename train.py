@@ -89,10 +89,11 @@ def prepare(config, mesh) -> Run:
 def loop(config, run: Run, workdir: Path) -> None:
     """Trains and reports, from the newest checkpoint on."""
     mesh, batches = run.mesh, run.batches
-    checkpoint.remember(config, workdir)
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
+            checkpoint.make(workdir)
             stack.enter_context(files.locked(workdir, "use another --workdir"))
+        checkpoint.remember(config, workdir)
         kept = stack.enter_context(
             checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
         )

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         init_from="runs/wan_ode/dit.safetensors",
         critic_init="weights/wan_1_3b/dit.safetensors",
         teacher="weights/wan_14b/dit.safetensors",
-        vae_weights="",  # the VAE's file makes clips longer than 21 frames begin with an encoded picture, and shows samples
+        vae_weights="",  # as published it is the VAE's file: clips of more than 21 frames then begin with an encoded picture
         data="data/prompts",
         critic_steps=5,
         critic_warmup=0,

@@ -204,8 +204,15 @@ def _write_json(path: Path, content) -> None:
     os.replace(unfinished, path)
 
 
+def make(workdir: Path) -> None:
+    """Makes the run's folder. UserError where a file is; OSError where it cannot be made."""
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file; give --workdir a folder.")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
 def remember(config, workdir: Path) -> None:
-    """Makes the run's folder and writes the config to its config.json.
+    """Writes the config to the run's config.json.
 
     Raises:
       UserError: it holds a run whose config differs in more than FREE fields, or not all processes see it.
@@ -215,10 +222,7 @@ def remember(config, workdir: Path) -> None:
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
         _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
-    if workdir.is_file():
-        raise UserError(f"{workdir} is a file; give --workdir a folder.")
     if distributed.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
         _write_json(path, fields)
     distributed.agree(True)  # now it is written
     if not distributed.agree(path.exists()):

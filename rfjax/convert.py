@@ -210,6 +210,9 @@ def _networks(found: Mapping[str, tuple], settings) -> dict[str, Callable[[], An
         return jax.eval_shape(VAE(sizes).init, key, video)["params"]
 
     def of_umt5():
+        if settings is not None:
+            sizes = config.build(umt5.UMT5Config, settings, "umt5")
+            return jax.eval_shape(functools.partial(umt5.init, sizes), key)
         vocab, dim = found["token_embedding/embedding"]
         (layers, _, attn), ffn = found["blocks/attn_q/kernel"], found["blocks/ffn_in/kernel"][-1]
         _, buckets, heads = found["blocks/position_bias"]
@@ -217,12 +220,17 @@ def _networks(found: Mapping[str, tuple], settings) -> dict[str, Callable[[], An
         return jax.eval_shape(functools.partial(umt5.init, sizes), key)
 
     def of_tiny():
+        if settings is not None:
+            sizes = config.build(tiny_vae.TinyVAEConfig, settings, "tiny")
+            return tiny(sizes)
         depths = sorted(path for path in found if re.fullmatch(r"conv_\d+/kernel", path))
         widths = (found["conv_in/kernel"][-1], *(found[path][-1] for path in depths))
         z_dim = found["conv_in/kernel"][-2]
         upsample = tuple(shape[1] == 2 * shape[0] for path, shape in sorted(found.items()) if "grow" in path)
-        sizes = tiny_vae.TinyVAEConfig(z_dim, widths, upsample)
-        latents = jnp.zeros((1, 1, 1, 1, z_dim))
+        return tiny(tiny_vae.TinyVAEConfig(z_dim, widths, upsample))
+
+    def tiny(sizes):
+        latents = jnp.zeros((1, 1, 1, 1, sizes.z_dim))
         return jax.eval_shape(tiny_vae.TinyDecoder(sizes).init, key, latents)["params"]
 
     return {"dit": of_dit, "vae": of_vae, "umt5": of_umt5, "tiny": of_tiny}
@@ -304,8 +312,7 @@ def main(argv=None) -> None:
     )
     add(
         "--layout",
-        default="wan",
-        help="names on the way to PyTorch: wan, diffusers, transformers (default wan)",
+        help="names on the way to PyTorch: wan, diffusers, transformers, taehv (default: the network's first of these)",
     )
     add(
         "--config",

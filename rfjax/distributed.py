@@ -26,6 +26,7 @@ from rfjax.errors import UserError
 # What tells that a launcher started several processes: the variable with their number, or with their hosts.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
 FAILED = "rfjax/failed"  # the key under which a process that fails says why
+UNHEARD = (jax.errors.JaxRuntimeError, ValueError)  # of a service that is gone, or was never there
 LOOK = 1.0  # seconds between two looks there
 
 
@@ -168,7 +169,7 @@ def _end(said: str) -> None:
     """Tells it to the others, gives them time to hear it, since they lose a process when this one leaves, and leaves."""
     if not _told():
         told = said if said.startswith("process ") else f"process {jax.process_index()} failed: {said}"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # there first, or nobody to tell it to
+        with contextlib.suppress(*UNHEARD):  # there first, or nobody to tell it to
             multihost.get_jax_distributed_client().key_value_set(FAILED, told)
     _leave(said, 3 * LOOK)
 
@@ -177,7 +178,7 @@ def _told() -> str:
     """What a process that fails has told; "" where none has."""
     try:
         return multihost.get_jax_distributed_client().key_value_try_get(FAILED)
-    except jax.errors.JaxRuntimeError:  # no such key, or the service is gone
+    except UNHEARD:  # no such key, or the service is gone
         return ""
 
 

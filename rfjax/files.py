@@ -12,7 +12,12 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
-UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP)  # of file systems without locks
+UNLOCKABLE = (
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    524,
+)  # of file systems without locks; 524 is Linux's own ENOTSUPP
 
 
 def check_writable(name: str) -> None:

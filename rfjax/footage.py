@@ -57,7 +57,7 @@ def read_video(
             f"{path} is too short to go on from: it has {count} frames at {fps:g} a second, and the first block takes {first}."
         )
     spare = (count - first) % later
-    frames = (fit(frame.to_image(), size, how) for frame in islice(_paced(path, fps), spare, None))
+    frames = (fit(upright(frame), size, how) for frame in islice(_paced(path, fps), spare, None))
     return frames, count - spare
 
 
@@ -66,9 +66,15 @@ def clips(path: str | os.PathLike, size: tuple[int, int], fps: float, frames: in
 
     UserError for what cannot be read, when it is come to: whole clips before the damage are given.
     """
-    shown = (fit(frame.to_image(), size, "crop") for frame in _paced(path, fps))
+    shown = (fit(upright(frame), size, "crop") for frame in _paced(path, fps))
     while len(clip := list(islice(shown, frames))) == frames:
         yield np.stack(clip)
+
+
+def upright(frame: av.VideoFrame) -> Image.Image:
+    """A frame as players show it: phones film lying down, and say in the file by how much to turn."""
+    picture = frame.to_image()
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
 
 def _paced(path, fps: float) -> Iterator[av.VideoFrame]:

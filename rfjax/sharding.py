@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -52,7 +53,10 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         )
     shape, kinds = (data, config.fsdp, config.context), (AxisType.Auto,) * len(axes.MESH)
     # jax.make_mesh would refuse 8×2 on a torus of 4×4, except on v5e: an axis may take part of a physical one.
-    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    try:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except AssertionError:  # chips that are no box of the torus, such as 3 of 2×2, have no best order
+        laid = np.asarray(devices or jax.devices()).reshape(shape)
     return Mesh(laid, axes.MESH, axis_types=kinds)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints there and back: every official name, every form of file, and all that can be wrong with one."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rfjax import convert, dit, teacher, tensorfile, umt5
+from rfjax.golden import Golden
 from rfjax.vae import VAE, VAEConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -219,6 +221,20 @@ def save(path, content):
 def other(folder):
     save_file({"classifier.weight": np.zeros(3, np.float32)}, folder / "other.safetensors")
     return folder / "other.safetensors"
+
+
+def test_a_text_encoder_has_to_fit_the_config_that_is_given(tmp_path, capsys):
+    sizes = dataclasses.asdict(Golden(GOLDEN).umt5().config)
+    for name, changed in (("fits", {}), ("other", {"ffn_dim": sizes["ffn_dim"] + 1})):
+        fields = {"umt5": sizes | changed}
+        (tmp_path / f"{name}.py").write_text(
+            f"import ml_collections\ndef get_config(): return ml_collections.ConfigDict({fields})"
+        )
+    source, place = str(GOLDEN / "umt5.safetensors"), tmp_path / "out"
+    convert.main([source, str(place), "--config", str(tmp_path / "fits.py")])
+    assert (place / "umt5.safetensors").exists()
+    said = refused(capsys, source, tmp_path / "no", "--config", tmp_path / "other.py")
+    assert "ffn_in" in said and not (tmp_path / "no").exists()
 
 
 def test_way_back_needs_a_file_and_a_known_layout(tmp_path, capsys):

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import grain
+import jax
 import numpy as np
 import pytest
 
@@ -157,8 +158,8 @@ def test_missing_few_or_damaged_records_say_what_to_run(tmp_path):
     with pytest.raises(UserError, match="no records.*`python make.py`"):
         data.records(tmp_path / "none", 2, made_by="python make.py")
     data.write_shard(tmp_path / "00000.arrayrecord", [example(0)])
-    with pytest.raises(UserError, match="1 records.*python make.py"):
-        data.records(tmp_path, 2, made_by="python make.py")
+    few = data.records(tmp_path, 2, made_by="python make.py")[0]  # one record, twice
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), few)
     whole = (tmp_path / "00000.arrayrecord").read_bytes()
     (tmp_path / "00000.arrayrecord").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="python make.py"):

@@ -101,3 +101,15 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path):
     for mode in ("L", "LA", "P", "RGBA"):
         Image.new(mode, (8, 8)).save(tmp_path / "a.png")
         assert footage.read_picture(tmp_path / "a.png", (4, 4), "crop").shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("angle, brightest", [(0, "left"), (90, "bottom"), (-90, "top"), (180, "right")])
+def test_a_frame_is_turned_as_its_file_says(angle, brightest):
+    """By so many degrees against the clock."""
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:, :8] = 255
+    frame = types.SimpleNamespace(to_image=lambda: Image.fromarray(picture), rotation=angle)
+    shown = np.asarray(footage.upright(frame))
+    assert shown.shape[:2] == ((20, 30) if angle in (0, 180) else (30, 20))
+    edges = {"left": shown[:, 0], "right": shown[:, -1], "top": shown[0], "bottom": shown[-1]}
+    assert max(edges, key=lambda side: edges[side].mean()) == brightest

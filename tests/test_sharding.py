@@ -189,3 +189,15 @@ def test_a_mesh_that_is_not_the_machine_is_refused(sizes):
 def test_an_axis_has_one_device_or_more(sizes):
     with pytest.raises(UserError, match="config.mesh is not valid: an axis has 1 device or more"):
         config.build(sharding.MeshConfig, ConfigDict({"mesh": sizes}), "mesh")
+
+
+def test_chips_that_are_no_box_are_taken_as_they_come(monkeypatch):
+    """As 3 of 2×2 are: jax asserts that they are one."""
+
+    def refuses(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", refuses)
+    devices = jax.devices()[:1]
+    mesh = sharding.make_mesh(sharding.MeshConfig(), devices)
+    assert mesh.devices.shape == (1, 1, 1) and list(mesh.devices.flat) == devices

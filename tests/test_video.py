@@ -205,3 +205,14 @@ def test_mistakes_are_named_before_any_work(tmp_path, name, options, says):
     with pytest.raises(UserError, match=says):
         video.open_writer(f"{tmp_path}/{name}", **{"fps": FPS, "size": (32, 48)} | options)
     assert os.listdir(tmp_path) == ["full"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, 524])
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, number):
+    def refuses(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(video.files.fcntl, "flock", refuses)
+    with video.open_writer(tmp_path / "clip.mp4", FPS, (32, 48)) as writer:
+        writer.write(moving_square(3))
+    assert len(decode(tmp_path / "clip.mp4")) == 3

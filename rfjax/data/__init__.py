@@ -81,10 +81,8 @@ def records(folder, batch_size, made_by, seed=0, read=lambda record: record):
         count = len(source)
     except Exception as error:  # array_record raises bare RuntimeError or ValueError
         raise UserError(f"a file in {folder} is damaged ({error}): delete it and run `{made_by}`") from error
-    if count < batch_size:
-        raise UserError(
-            f"{folder} holds {count} records, fewer than a batch of {batch_size}: run `{made_by}`"
-        )
+    if not count:
+        raise UserError(f"{folder} holds no records: run `{made_by}`")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     return dataset.map(serialization.msgpack_restore).map(read).batch(batch_size)
 

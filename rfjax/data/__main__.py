@@ -5,9 +5,9 @@
     encode-prompts FILE      prompts, one a line, through the text encoder {"caption", "context"}
     ode-pairs                the teacher's guided trajectories             {"caption", "context", "trajectory" [S + 1, F, h, w, C]}
 
-All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder (SLURM, Open MPI
-and TPU pods are noticed), each makes its share of the shards. They go to config.data; those of encode-prompts to config.prompts
-where the config has both. A field of the config is changed by `--config.data=FOLDER`.
+All go shard by shard, skip shards that are there, and so go on after a stop. Of several processes with one folder (SLURM and Open
+MPI are noticed, on a TPU pod give --distributed), each makes its share of the shards. They go to config.data; those of
+encode-prompts to config.prompts where the config has both. A field of the config is changed by `--config.data=FOLDER`.
 """
 
 from pathlib import Path
@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument(
         "--shards", type=int, help="how many files latents and ode-pairs make (default config.shards)"
     )
+    parser.add_argument(
+        "--distributed", action="store_true", help="this is one of several processes, as on a TPU pod"
+    )
     args, rest = parser.parse_known_args()
     if args.what in SOURCES and (args.source is None or args.shards is not None):
         raise UserError(f"Write `python -m rfjax.data {args.what} {SOURCES[args.what]} --config FILE`.")
@@ -57,7 +60,7 @@ def main() -> None:
     if args.shards is not None:
         settings.shards = args.shards
     config.check(settings)
-    if distributed.detected():
+    if args.distributed or distributed.detected():
         distributed.start()
     with distributed.together(), config.read_by(args.what, settings):
         run(args.what, settings, [args.source] if args.source else [])

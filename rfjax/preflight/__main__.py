@@ -6,7 +6,8 @@
 The first sums up sampling on one device. The second compiles the config's real steps for chips that need not be here, and tells
 what each takes of a chip: of training the updates and, where a save shows clips, "sample" and "decoder"; of sampling the step of a
 stream, "window", what it is in the steady state, "steady", and its "decoder". `--programs decoder` compiles that one alone. A
-field of the config is changed by `--config.batch_size=16`. Exit code 0: it fits; 1: it does not.
+field of the config is changed by `--config.batch_size=16`. Exit code 0: it fits; 1, or 2
+without --topology: it does not.
 """
 
 import argparse
