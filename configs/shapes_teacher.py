@@ -4,7 +4,7 @@
     python train.py --config configs/shapes_teacher.py --workdir runs/teacher
 
 Expected: after 4,000 steps, on held-out captions, colour, background and size right, shape in about 8 clips of 10; motion is not
-judged on clips this short. 5 minutes for the latents and 20 for the training on 2 CPU cores (3.4 steps a second).
+judged on clips this short. 15 minutes for the latents and 40 for the training on 2 CPU cores (1.7 steps a second).
 """
 
 import runpy

@@ -2,7 +2,7 @@
 
     python train.py --config configs/shapes_vae.py --workdir runs/vae
 
-Expected: 32.8 dB on held-out clips of 21 frames, in 11 minutes on 2 CPU cores (1.1 steps a second; without huge pages).
+Expected: 34 dB on held-out clips of 21 frames, in 11 minutes on 2 CPU cores (1.1 steps a second).
 Gives runs/vae/vae.safetensors. Needs the first part, configs/shapes_vae_images.py.
 """
 

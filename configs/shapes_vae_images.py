@@ -2,7 +2,7 @@
 
     python train.py --config configs/shapes_vae_images.py --workdir runs/vae_images
 
-Expected: 36 dB on its single frames, in 11 minutes on 2 CPU cores (2.2 steps a second).
+Expected: 36 dB on its single frames, 29 on held-out ones, in 8 minutes on 2 CPU cores (3.0 steps a second).
 """
 
 import runpy
