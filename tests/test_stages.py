@@ -381,8 +381,8 @@ def test_adapters_of_fixed_parameters_learn_and_are_exported_merged(folder):
         state, metrics = update(state, fixed, batch, 0)
         told.append(float(metrics["loss"]))
     plain = settings_of("ode", folder)
-    alone = stage.init(plain, sources.load(stage.networks(plain), key, mesh))
-    assert float(stage.update(plain)(alone, {}, batch, 0)[1]["loss"]) == pytest.approx(told[0], rel=1e-6)
+    alone, whole = stage.init(plain, sources.load(stage.networks(plain), key, mesh)), stage.update(plain)
+    assert float(whole(alone, {}, batch, 0)[1]["loss"]) == pytest.approx(told[0], rel=1e-6)
     assert told[2] < told[0]
     written = stage.export(settings)(state, fixed)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), written["dit"], base)
@@ -394,8 +394,9 @@ def test_adapters_of_fixed_parameters_learn_and_are_exported_merged(folder):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), again, written["dit"])
     merged = jax.tree.map(jnp.copy, written["dit"])  # what is exported is what was trained
     here = float(update(state, fixed, batch, 0)[1]["loss"])
-    whole = stage.update(plain)(stage.init(plain, {"dit": merged}), {}, batch, 0)[1]["loss"]
-    assert here == pytest.approx(float(whole), rel=1e-3)
+    assert here == pytest.approx(
+        float(whole(stage.init(plain, {"dit": merged}), {}, batch, 0)[1]["loss"]), rel=1e-3
+    )
 
 
 def test_adapters_of_nothing_are_refused(folder):
