@@ -6,7 +6,6 @@ In turn: the steady window's call and the clean call after it, as a stream makes
 sees as many keys. A pass that did the work of both would have to give the two parts keys of their own, which costs something.
 """
 
-import argparse
 import functools
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 from rfjax import config, rollout, sampler
 from rfjax.bench import flags, parts, timing
 from rfjax.dit import Past
-from rfjax.errors import exit_cleanly
+from rfjax.errors import Parser, exit_cleanly
 
 ROUNDS = 7
 
@@ -42,9 +41,7 @@ def apart(bound: rollout.Model, frame_shape: tuple[int, ...]):
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", default=str(flags.CONFIG))
     parser.add_argument("--size", metavar="WxH", help="of the video (default: config.video)")
     args, rest = parser.parse_known_args()

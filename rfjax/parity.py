@@ -7,6 +7,7 @@ Prints a line per comparison: its name, the largest absolute difference, and ok 
 any fails.
 """
 
+import dataclasses
 import functools
 import re
 import sys
@@ -131,17 +132,23 @@ def bind(golden: Golden, params: Any, context: Array) -> rollout.Model:
     return rollout.Model(golden.dit, params, text_kv, golden.rollout)
 
 
+@functools.partial(jax.jit, static_argnames=("golden", "method", "int8_cache"))
+def clip(
+    golden: Golden, method: str, params, context: Array, noise: Array, int8_cache: bool = False
+) -> Array:
+    """A whole clip's latents [B, F, H, W, C] from noise [B, block, step, f, H, W, C]."""
+    batch, blocks, _, *frame_shape = noise.shape
+    model = bind(golden, params, context)
+    model = model.replace(config=dataclasses.replace(model.config, int8_cache=int8_cache))
+    return rollout.rollout(model, rollout.array_noise(noise), batch, blocks, tuple(frame_shape), method)
+
+
 def inference(method: str, golden: Golden) -> Iterator[Comparison]:
     arrays, params = golden.arrays(method), dit_params(golden, "causal_dit")
     timesteps = arrays.take("denoising_timesteps", "step")
     yield compare(f"{method}.denoising_timesteps", golden.rollout.timesteps, timesteps)
 
-    @jax.jit
-    def run(params, context, noise):
-        draw, (batch, blocks, _, *frame_shape) = rollout.array_noise(noise), noise.shape
-        return rollout.rollout(bind(golden, params, context), draw, batch, blocks, tuple(frame_shape), method)
-
-    ours = run(params, arrays.context("context"), arrays.noise("noise"))
+    ours = clip(golden, method, params, arrays.context("context"), arrays.noise("noise"))
     yield compare(f"{method}.latents", ours, arrays.latents("latents"))
 
 

@@ -9,7 +9,6 @@ width. Times are of the steady step, in turn with that in full width. --layers: 
 
 import argparse
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -50,15 +49,6 @@ def quantized(params: dict[str, Any], mode: quantize.Mode) -> dict[str, Any]:
 # The public implementation's test network
 
 
-@functools.partial(jax.jit, static_argnames=("golden", "int8_cache"))
-def rolling_clip(golden: Golden, int8_cache: bool, params, context: Array, noise: Array) -> Array:
-    """Latents [B, F, H, W, C] from noise [B, block, step, f, H, W, C]."""
-    batch, blocks, _, *frame_shape = noise.shape
-    bound = parity.bind(golden, params, context)
-    bound = bound.replace(config=dataclasses.replace(bound.config, int8_cache=int8_cache))
-    return rollout.rollout(bound, rollout.array_noise(noise), batch, blocks, tuple(frame_shape), "rolling")
-
-
 def golden_errors(golden: Golden, mode: quantize.Mode) -> tuple[float, float]:
     """Of the flow and of the rolling clip, against the public numbers."""
     arrays = golden.arrays("bidirectional")
@@ -66,7 +56,8 @@ def golden_errors(golden: Golden, mode: quantize.Mode) -> tuple[float, float]:
     inputs = arrays.latents("x"), arrays.take("timestep", "B"), arrays.context("context")
     of_flow = relative(parity.predict_flow(golden.dit, params, *inputs), arrays.latents("flow"))
     arrays, params = golden.arrays("rolling"), quantized(parity.dit_params(golden, "causal_dit"), mode)
-    clip = rolling_clip(golden, mode.int8_cache, params, arrays.context("context"), arrays.noise("noise"))
+    inputs = arrays.context("context"), arrays.noise("noise")
+    clip = parity.clip(golden, "rolling", params, *inputs, int8_cache=mode.int8_cache)
     return of_flow, relative(clip, arrays.latents("latents"))
 
 
