@@ -98,11 +98,14 @@ def get(tree: dict, path: tuple[str, ...]):
 class Stream(nn.Module):
     """A rolling stream in its steady state, taken over from rfjax: `step(noise)` gives block after block."""
 
-    def __init__(self, model: rollout.Model, state: rollout.RolloutState):
+    def __init__(self, model: rollout.Model, state: rollout.RolloutState, compiled: bool = False):
         super().__init__()
         c, params = model.dit.config, model.params
         self.config, self.rollout = c, model.config
         self.blocks = nn.ModuleList(Block(c, params["blocks"], layer) for layer in range(c.num_layers))
+        if compiled:  # all that a layer does but its self-attention, whose cache is written in place
+            for block in self.blocks:
+                block.before, block.after = (torch.compile(f, dynamic=False) for f in (block.before, block.after))
         self.patch, self.head = linear(params, "patch_embedding"), linear(params, "head")
         self.text = [(tensor(k), tensor(v)) for k, v in zip(*model.text_kv, strict=True)]
         self.window = tensor(state.window)  # [B, S, f, H, W, C]

@@ -59,7 +59,7 @@ def rolling_step(model: rollout.Model, noise, state: rollout.RolloutState):
 class Rolling:
     """A stream in its steady state, and its twin; each call gives the next block."""
 
-    def __init__(self, size: str, blocks: int):
+    def __init__(self, size: str, blocks: int, compiled: bool):
         sizes, latents = SIZES[size]
         model = rolling_model(dit.DiTConfig(**sizes, **TEXT))
         frame_shape = (model.config.block_frames, *latents, 16)
@@ -69,7 +69,7 @@ class Rolling:
         self.model, self.state = model, rollout.rolling_init(model, 1, frame_shape)
         for _ in range(lead):
             self.ours()
-        self.twin = torch_twin.Stream(model, self.state)
+        self.twin = torch_twin.Stream(model, self.state, compiled)
         noise = np.asarray(self.noise)
         self.windows = iter([torch_twin.tensor(window_noise(noise, lead + i)) for i in range(blocks)])
 
@@ -168,11 +168,14 @@ def main() -> None:
     )
     add("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
     add("--times", type=int, default=4, help="timed blocks of a turn (default %(default)s)")
+    add("--compile", action="store_true", help="the twin's layers by torch.compile; needs a C++ compiler")
     add("--dim", type=int, default=96, help="width of the VAE (default: Wan's %(default)s)")
     add("--side", type=int, default=256, help="pixels of the VAE's frames, each way (default %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.parts) - {*SIZES, "vae"}:
         parser.error(f"there is no part {min(unknown)}; choose of {', '.join(SIZES)}, vae")
+    if args.compile and "vae" in args.parts:
+        parser.error("--compile is for the rolling step; leave out vae")
     if args.side < 8 or args.side % 8:
         parser.error(f"--side must be a multiple of 8, the pixels of a latent, not {args.side}")
     compilation.keep_programs()
@@ -181,7 +184,7 @@ def main() -> None:
     for part in args.parts:
         checked = 2 if part == "vae" else 8  # 8: the ring of cached blocks turns once
         blocks = checked + args.rounds * (args.times + 1)
-        pair = Decoding(args.dim, args.side // 8) if part == "vae" else Rolling(part, blocks)
+        pair = Decoding(args.dim, args.side // 8) if part == "vae" else Rolling(part, blocks, args.compile)
         compare(part, pair, checked, args.rounds, args.times)
 
 
