@@ -105,7 +105,9 @@ class Stream(nn.Module):
         self.blocks = nn.ModuleList(Block(c, params["blocks"], layer) for layer in range(c.num_layers))
         if compiled:  # all that a layer does but its self-attention, whose cache is written in place
             for block in self.blocks:
-                block.before, block.after = (torch.compile(f, dynamic=False) for f in (block.before, block.after))
+                block.before, block.after = (
+                    torch.compile(f, dynamic=False) for f in (block.before, block.after)
+                )
         self.patch, self.head = linear(params, "patch_embedding"), linear(params, "head")
         self.text = [(tensor(k), tensor(v)) for k, v in zip(*model.text_kv, strict=True)]
         self.window = tensor(state.window)  # [B, S, f, H, W, C]

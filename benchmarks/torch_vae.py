@@ -116,7 +116,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig, params: dict, state):
         super().__init__()
-        p, (body, head) = params["decoder"], state
+        p, (*body, head) = params["decoder"], state
         self.mean, self.std = tensor(params["latent_mean"]), tensor(params["latent_std"])
         self.conv2 = Pointwise(params["conv2"])
         names = [f"middle_{i}" for i in range(3)]

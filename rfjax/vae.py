@@ -21,6 +21,9 @@ from rfjax import attention, axes
 from rfjax.conv import CausalConv, FrameConv, RMSNorm, copy_present, upsample2x, with_past
 from rfjax.errors import UserError
 
+# A stream whose frames have so many numbers or more at the decoder's finest level makes them one by one: a MiB, of float32.
+LARGE = 2**18
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
@@ -195,10 +198,37 @@ class Decoder(nn.Module):
         self.head = CausalConv(3)
 
     def __call__(self, x, past=None):
-        body, head = past or (None, None)
-        x, body = chain([self.conv1, *self.middle, *self.upsamples], x, body)
-        x, head = self.head(nn.silu(self.norm(x)), head)
-        return x, (body, head)
+        height, width = (x.shape[axis] * self.config.spatial_stride for axis in (2, 3))
+        if past is None or x.shape[1] > 1 or height * width * self.config.dim < LARGE:
+            return chain(self.layers, x, past)
+        return self.one_by_one(x, past)
+
+    @property
+    def layers(self):
+        return [self.conv1, *self.middle, *self.upsamples, self.finish]
+
+    def finish(self, x, past):
+        return self.head(nn.silu(self.norm(x)), past)
+
+    def one_by_one(self, x, past, first=0):
+        """As `chain` with the layers from `first` on, x [B, 1, h, w, C]; but from a layer that doubles them on, frame by frame.
+
+        So memory holds one frame of the finest level in place of four.
+        """
+        x, mine = self.layers[first](x, past[0])
+        if not (later := past[1:]):
+            return x, (mine,)
+        if x.shape[1] == 1:
+            x, later = self.one_by_one(x, later, first + 1)
+        else:
+            rest = nn.scan(
+                lambda decoder, past, frame: decoder.one_by_one(frame, past, first + 1)[::-1],
+                variable_broadcast="params",
+                split_rngs={"params": False},
+            )
+            later, x = rest(self, later, jnp.moveaxis(x, 1, 0)[:, :, None])  # [F, B, m, H, W, 3]
+            x = jnp.concatenate(list(x), 1)
+        return x, (mine, *later)
 
 
 class VAE(nn.Module):

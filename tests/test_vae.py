@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from safetensors.numpy import load_file
 
+from rfjax import vae as vae_module
 from rfjax.conv import causal_conv, with_past
 from rfjax.convert import WAN_LATENT_STATISTICS, from_torch
 from rfjax.errors import UserError
@@ -83,6 +84,24 @@ def test_decoding_in_any_chunks_is_decoding_the_clip(official, call, sizes):
     latents = official[-1]["latents"]
     (video,) = in_chunks(call, "decode_step", latents, sizes)
     np.testing.assert_allclose(video, call("decode", latents), atol=1e-4)
+
+
+def test_large_frames_are_decoded_one_by_one(official, call, monkeypatch):
+    """The same video from less memory: of the finest level one frame lies there in place of four."""
+    vae, like, weights, arrays = official
+    params = from_torch(weights, "vae", like)
+    latents, spent = arrays["latents"], []
+    _, state = call("decode_step", latents[:, :1], None)
+    for large in (vae_module.LARGE, 0):
+        monkeypatch.setattr(vae_module, "LARGE", large)
+        step = jax.jit(lambda *args: vae.apply({"params": params}, *args, method="decode_step"))
+        compiled = step.lower(latents[:, 1:2], state).compile()
+        spent.append(compiled.memory_analysis().temp_size_in_bytes)
+    (video,) = in_chunks(
+        lambda name, *args: step(*args) if args[1] else call(name, *args), "decode_step", latents, [1] * 5
+    )
+    np.testing.assert_allclose(video, call("decode", latents), atol=1e-4)
+    assert spent[1] < 0.6 * spent[0]
 
 
 @pytest.mark.parametrize("sizes", [[1, 4, 4, 4, 4], [5, 4, 8]], ids=str)
