@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,17 @@ class Sampler:
 
     def frames(self, blocks: Iterable[Array]) -> Iterator[Array]:
         """As `decode`, but left on the device: nothing waits for it."""
-        mesh, state = self.where.decoder, None
-        for block in blocks:
-            block = placement.split(block, mesh)
-            with axes.on(mesh):
-                frames, state = decode_block(self.decoder, self.decoder_params, block, state)
-            yield frames
+        # A CPU runs what one thread asks for in order: asked for by another, decoding a block goes on beside the next step.
+        state = None
+        with ThreadPoolExecutor(1) as worker:
+            for block in blocks:
+                frames, state = worker.submit(self._decode, block, state).result()
+                yield frames
+
+    def _decode(self, block: Array, state):
+        mesh = self.where.decoder
+        with axes.on(mesh):
+            return decode_block(self.decoder, self.decoder_params, placement.split(block, mesh), state)
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Array]:
         """Frames uint8 [B, H, W, 3], from a clip's start → latent blocks [B, f, h, w, C]; an unfinished block is left out."""
