@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rfjax import (
+    STARTED,
     attention,
     change,
     compilation,
@@ -169,7 +170,16 @@ def override(settings, args: argparse.Namespace):
     if args.decoder:
         settings.decoder = args.decoder
     if args.size is not None:
+        made_for = settings.video.height * settings.video.width
+        known = f"{settings.video.width}x{settings.video.height}"
         sampler.resize(settings, args.size)
+        times = settings.video.height * settings.video.width / made_for
+        if not 0.5 <= times <= 2:
+            print(
+                f"Note: {args.config} is for {known}; {args.size} has {times:.2g} times its pixels, takes at least as many "
+                "times as long, and is probably no size that the model has seen.",
+                file=sys.stderr,
+            )
     if args.attention:
         settings.dit.attention = args.attention
     return quantize.configured(settings, args.quantize) if args.quantize else settings
@@ -247,9 +257,9 @@ def keep_given(given: str | None, targets: list[Path]) -> None:
 def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total: int) -> tuple[float, float]:
     """Writes uint8 blocks [B, n, H, W, 3] as they come, up to `total` frames of each clip.
 
-    Returns the seconds until the first frames were written, and the frames a second of each clip after them.
+    Returns the seconds from the program's start until the first frames were written, and the frames a second after them.
     """
-    started, done, first = time.perf_counter(), 0, None
+    done, first = 0, None
     with tqdm(total=total, unit=" frames", disable=None) as bar, interrupts() as check:
         for block in blocks:
             check()
@@ -260,9 +270,10 @@ def produce(blocks: Iterable[np.ndarray], clips: list[list[video.Writer]], total
             done += block.shape[1]
             bar.update(block.shape[1])
             if first is None:
-                first, at_first = time.perf_counter() - started, done
+                written, at_first = time.perf_counter(), done
+                first = written - STARTED
                 bar.set_postfix_str(f"the first after {first:.1f} s")
-    return first, (done - at_first) / max(time.perf_counter() - started - first, 1e-9)
+    return first, (done - at_first) / max(time.perf_counter() - written, 1e-9)
 
 
 def stream(
@@ -328,7 +339,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"{story}')
     compiling = compile_seconds()
     print(
-        f"First frame after {first:.1f} s, then {rate:.1f} frames/s; compiling or loading programs took {compiling:.1f} s in all."
+        f"First frame {first:.1f} s after the start, then {rate:.1f} frames/s; "
+        f"compiling or loading programs took {compiling:.1f} s in all."
     )
 
 

@@ -48,7 +48,7 @@ def exit_cleanly(main: Callable[..., None]) -> Callable[..., None]:
         except (UserError, OSError) as error:
             message = sentence(error)
         except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
+            print("Interrupted.", file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)  # files are closed; XLA, stopped inside a compilation, crashes when it is torn down

@@ -60,6 +60,9 @@ def check(
     devices: Devices, clips: int, network: DiTConfig, tokens: int, there: Sequence | None = None
 ) -> None:
     """UserError where they do not divide the clips, the heads, or the tokens of a frame, or are not `there` (default: here)."""
+    needed, number = devices.data * devices.context + devices.decoder, len(there or jax.local_devices())
+    if needed > number:
+        raise UserError(f"--devices asks for {needed} devices and there are {number}; ask for no more.")
     for name, count, what in (
         ("data", clips, "clips"),
         ("decoder", clips, "clips"),
@@ -70,9 +73,6 @@ def check(
             raise UserError(
                 f"--devices has {name}={getattr(devices, name)}, which does not divide the {count} {what}."
             )
-    needed, number = devices.data * devices.context + devices.decoder, len(there or jax.local_devices())
-    if needed > number:
-        raise UserError(f"--devices asks for {needed} devices and there are {number}; ask for no more.")
 
 
 def place(devices: Devices, there: Sequence | None = None) -> Placement:

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -114,13 +115,13 @@ class Sampler:
         """
         coming, ready = self.frames(blocks), None
         for frames in itertools.islice(coming, 1):  # seen before the program for later blocks is compiled
-            yield np.asarray(frames)
+            yield _fetched(frames)
         for frames in coming:
             if ready is not None:
-                yield np.asarray(ready)
+                yield _fetched(ready)
             ready = frames
         if ready is not None:
-            yield np.asarray(ready)
+            yield _fetched(ready)
 
     def frames(self, blocks: Iterable[Array]) -> Iterator[Array]:
         """As `decode`, but left on the device: nothing waits for it."""
@@ -150,6 +151,13 @@ class Sampler:
     def latent_frames(self, frames: int) -> int:
         """Latent frames that cover so many video frames."""
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
+
+
+def _fetched(frames: Array) -> np.ndarray:
+    """An array once it is there. It is asked for in between, since who waits in XLA hears no Ctrl-C."""
+    while not frames.is_ready():
+        time.sleep(0.0005)
+    return np.asarray(frames)
 
 
 def clip_keys(seed: int, clips: int) -> Array:

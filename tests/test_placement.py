@@ -37,15 +37,16 @@ def test_other_words_are_told(words):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "there", "told"),
     [
-        ("data=2", "data=2, which does not divide the 3 clips"),
-        ("decoder=2", "decoder=2, which does not divide the 3 clips"),
-        ("4", "context=4, which does not divide the 6 heads of the network"),
-        ("3", "context=3, which does not divide the 16 tokens of a frame"),
-        ("context=2,data=3", "asks for 6 devices and there are 1"),
+        ("data=2", 4, "data=2, which does not divide the 3 clips"),
+        ("decoder=2", 4, "decoder=2, which does not divide the 3 clips"),
+        ("4", 4, "context=4, which does not divide the 6 heads of the network"),
+        ("3", 4, "context=3, which does not divide the 16 tokens of a frame"),
+        ("context=2,data=3", 4, "asks for 6 devices and there are 4"),
+        ("4", None, "asks for 4 devices and there are 1"),  # before the heads, which 4 does not divide
     ],
 )
-def test_what_cannot_be_split_is_told(words, told):
+def test_what_cannot_be_split_is_told(words, there, told):
     with pytest.raises(UserError, match=told):
-        placement.check(placement.parse(words), 3, NETWORK, 16)
+        placement.check(placement.parse(words), 3, NETWORK, 16, there and [None] * there)

@@ -235,6 +235,14 @@ def test_mistakes_are_one_sentence_and_leave_nothing(fake, capsys, arguments, sa
     assert sample.Path("clip.mp4").read_bytes() == b"good"
 
 
+def test_a_size_far_from_the_config_s_is_noted(fake, capsys):
+    for size, noted in (("96x64", "is for 24x16; 96x64 has 16 times its pixels"), ("16x24", None)):
+        with pytest.raises(SystemExit):
+            run("--size", size, "--prompt", "a dragon")
+        error = capsys.readouterr().err
+        assert noted in error if noted else "Note" not in error
+
+
 def test_interruption_tells_where_the_partial_clip_is(fake, monkeypatch, capsys):
     def decode_then_stop(self, blocks):
         yield np.zeros((1, 9, 16, 24, 3), np.uint8)
@@ -246,7 +254,8 @@ def test_interruption_tells_where_the_partial_clip_is(fake, monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         run("--save_latents", "a.npz")
     assert stop.value.code == 130
-    assert "the first 1.1 s are in clip.partial.mp4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the first 1.1 s are in clip.partial.mp4" in error and error.endswith("Interrupted.\n")
     assert len(decode("clip.partial.mp4")) == 9
     assert sample.Path("clip.mp4").read_bytes() == b"good"
     assert sorted(os.listdir()) == ["clip.mp4", "clip.partial.mp4", "tiny.py"]

@@ -85,7 +85,7 @@ def sheet(strips, times, title: str, path: Path) -> None:
     draw = ImageDraw.Draw(whole)
     draw.text((GAP, 2), title, fill="black", font=font)
     for column, time in enumerate(times):
-        draw.text((left + column * step, LABEL + 2), f"{time:.0f} s", fill="black", font=font)
+        draw.text((left + column * step, LABEL + 2), f"{round(time, 1):g} s", fill="black", font=font)
     for row, (name, picture) in enumerate(strips.items()):
         y = 2 * LABEL + row * step
         draw.text((GAP, y + height // 2 - 7), name, fill="black", font=font)

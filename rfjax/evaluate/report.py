@@ -114,7 +114,7 @@ def _drift_table(scores):
     lines += [f"| | {' | '.join(f'{second} s' for second in shown)} |", "|---" * (len(shown) + 1) + "|"]
     for name, unit in DRIFTS.items():
         mean, _ = mean_error(np.array([clip["drift"][name][:length] for clip in scores], float).T)
-        cells = " | ".join(f"{mean[second - 1]:.2f}" for second in shown)
+        cells = " | ".join(_with_error(mean[second - 1], np.nan, ".2f") for second in shown)
         lines.append(f"| {name.replace('_', ' ')} ({unit}) | {cells} |")
     return "\n".join(lines)
 
