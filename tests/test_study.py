@@ -329,7 +329,10 @@ def test_the_list_tells_commands_and_what_is_done(place, monkeypatch, capsys):
     run(monkeypatch, stop_at=6)
     capsys.readouterr()
     command.main([*RUN, "--list"])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, outlook = capsys.readouterr().out.splitlines()
+    assert outlook.startswith(
+        f"3 of {len(rows.jobs(SMALL, work.settings()))} trainings and judgings done, about "
+    )
     states = {line.split(" (")[0]: line.split(": ")[1] for line in lines if not line.startswith(" ")}
     assert states == {
         "rolling_forcing, seed 0": "judged",

@@ -66,7 +66,7 @@ def told(study: Study) -> str:
         state = "judged" if judged else "trained" if trained else "not begun"
         lines.append(f"{name}, seed {seed} ({row.title}): {state}")
         lines += [f"    {shlex.join(words)}" for job in jobs for words in job.commands]
-    return "\n".join(lines)
+    return "\n".join([*lines, work.outlook(study, rows.jobs(study, base))])
 
 
 @exit_cleanly

@@ -118,11 +118,24 @@ def seconds(study: Study, jobs: list[Job]) -> dict[str, float]:
     return expected
 
 
+def unfinished(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if finished(job) is None]
+
+
+def outlook(study: Study, jobs: list[Job]) -> str:
+    """How many are done, and how long the others will take."""
+    todo, lasts = unfinished(jobs), seconds(study, jobs)
+    hours = sum(lasts[job.kind] for job in todo) / 3600
+    return (
+        f"{len(jobs) - len(todo)} of {len(jobs)} trainings and judgings done, about {hours:.1f} hours to go"
+    )
+
+
 def run(study: Study, jobs: list[Job], after) -> bool:
     """Does what is not done; after() is called when a row was judged. Whether all came to its end, and no signal before."""
-    todo, lasts = [job for job in jobs if finished(job) is None], seconds(study, jobs)
+    todo, lasts = unfinished(jobs), seconds(study, jobs)
     whole = sum(lasts[job.kind] for job in todo)
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} done; about {whole / 3600:.1f} hours to go", flush=True)
+    print(outlook(study, jobs), flush=True)
     with Commands(study.workdir / "log.txt") as command, tqdm(total=round(whole), unit=" s") as bar:
         for job in todo:
             bar.set_description(job.name)
