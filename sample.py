@@ -175,9 +175,10 @@ def override(settings, args: argparse.Namespace):
         sampler.resize(settings, args.size)
         times = settings.video.height * settings.video.width / made_for
         if not 0.5 <= times <= 2:
+            longer = ", takes at least as many times as long," * (times > 2)
             print(
-                f"Note: {args.config} is for {known}; {args.size} has {times:.2g} times its pixels, takes at least as many "
-                "times as long, and is probably no size that the model has seen.",
+                f"Note: {args.config} is for {known}; {args.size} has {times:.2g} times its pixels{longer} and is probably "
+                "no size that the model has seen.",
                 file=sys.stderr,
             )
     if args.attention:

@@ -162,9 +162,8 @@ def main() -> None:
     add(
         "parts",
         nargs="*",
-        default=[*SIZES, "vae"],
         metavar="part",
-        help="of small, large, vae (default: all)",
+        help="of small, large, vae (default: all, with --compile small and large)",
     )
     add("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
     add("--times", type=int, default=4, help="timed blocks of a turn (default %(default)s)")
@@ -181,7 +180,7 @@ def main() -> None:
     compilation.keep_programs()
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
     print(f"{torch.get_num_threads()} threads each", flush=True)
-    for part in args.parts:
+    for part in args.parts or [*SIZES, *([] if args.compile else ["vae"])]:
         checked = 2 if part == "vae" else 8  # 8: the ring of cached blocks turns once
         blocks = checked + args.rounds * (args.times + 1)
         pair = Decoding(args.dim, args.side // 8) if part == "vae" else Rolling(part, blocks, args.compile)

@@ -3,4 +3,5 @@
 import time
 
 __version__ = "0.1.0"
-STARTED = time.perf_counter()  # before anything heavy is imported
+# Seconds, as time.perf_counter has them: when the program began, but for what Python imported before this.
+STARTED = time.perf_counter()

@@ -39,7 +39,7 @@ from rfjax.change import DEFAULT, Change, parse, recache, renoise
 from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.rollout import ENDLESS, Model, RolloutState
-from rfjax.sampler import Sampler, clip_keys, decode_block
+from rfjax.sampler import Sampler, clip_keys, decode_block, fetched
 from rfjax.stream import begin
 
 ANY = "a"  # a prompt that every encoder reads
@@ -76,7 +76,7 @@ class Stream:
         return self
 
     def __next__(self) -> np.ndarray:
-        return np.asarray(next(self._frames))
+        return fetched(next(self._frames))
 
     def change(self, prompts: list[str], policy: str = DEFAULT) -> None:
         """New prompts, one a clip, see `rfjax.change.parse`. UserError for a bad one or a bad policy; nothing is changed then."""

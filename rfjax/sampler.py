@@ -115,22 +115,24 @@ class Sampler:
         """
         coming, ready = self.frames(blocks), None
         for frames in itertools.islice(coming, 1):  # seen before the program for later blocks is compiled
-            yield _fetched(frames)
+            yield fetched(frames)
         for frames in coming:
             if ready is not None:
-                yield _fetched(ready)
+                yield fetched(ready)
             ready = frames
         if ready is not None:
-            yield _fetched(ready)
+            yield fetched(ready)
 
     def frames(self, blocks: Iterable[Array]) -> Iterator[Array]:
         """As `decode`, but left on the device: nothing waits for it."""
         # A CPU runs what one thread asks for in order: asked for by another, decoding a block goes on beside the next step.
-        state = None
-        with ThreadPoolExecutor(1) as worker:
+        state, worker = None, ThreadPoolExecutor(1)
+        try:
             for block in blocks:
                 frames, state = worker.submit(self._decode, block, state).result()
                 yield frames
+        finally:
+            worker.shutdown(wait=False)  # Ctrl-C does not wait for a program that is being compiled
 
     def _decode(self, block: Array, state):
         mesh = self.where.decoder
@@ -153,7 +155,7 @@ class Sampler:
         return 1 + -(-(frames - 1) // self.vae.config.temporal_stride)
 
 
-def _fetched(frames: Array) -> np.ndarray:
+def fetched(frames: Array) -> np.ndarray:
     """An array once it is there. It is asked for in between, since who waits in XLA hears no Ctrl-C."""
     while not frames.is_ready():
         time.sleep(0.0005)

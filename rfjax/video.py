@@ -184,7 +184,7 @@ class Mp4Writer(_Encoder):
         super().__init__(path, fps, size, scale)
         second = max(1, round(fps))
         fragmented = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        # veryfast: half of x264's usual time, of which a small network's frames leave none to spare, for 3 % more bytes.
+        # x264 at its usual preset takes longer for a frame than a small network does.
         low_latency = {"crf": str(crf), "g": str(second), "tune": "zerolatency", "preset": "veryfast"}
         self._encode_into("libx264", "yuv420p", fragmented, low_latency)
         codec = self._stream.codec_context

@@ -1,5 +1,7 @@
 """The VAE against the public implementation, against itself chunk by chunk; its strict conversion."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from jax import lax
 from safetensors.numpy import load_file
 
+from rfjax import sampler
 from rfjax import vae as vae_module
 from rfjax.conv import causal_conv, with_past
 from rfjax.convert import WAN_LATENT_STATISTICS, from_torch
@@ -102,6 +105,35 @@ def test_large_frames_are_decoded_one_by_one(official, call, monkeypatch):
     )
     np.testing.assert_allclose(video, call("decode", latents), atol=1e-4)
     assert spent[1] < 0.6 * spent[0]
+
+
+def test_a_stream_of_several_clips_of_large_frames(official, monkeypatch):
+    """As `sampler.decode_block` has them: clip by clip, and latent frames one after another, the first among them."""
+    vae, like, weights, arrays = official
+    params = from_torch(weights, "vae", like)
+    latents = jnp.concatenate([arrays["latents"], -arrays["latents"]])
+    videos = []
+    for large in (vae_module.LARGE, 0):
+        monkeypatch.setattr(vae_module, "LARGE", large)
+        decode = jax.jit(functools.partial(sampler.decode_block.__wrapped__, vae))
+        first, state = decode(params, latents[:, :2], None)
+        later, _ = decode(params, latents[:, 2:], state)
+        videos.append(np.concatenate([first, later], 1).astype(int))
+    assert videos[0].shape[:2] == (2, 17) and len(np.unique(videos[0])) > 100
+    np.testing.assert_allclose(*videos, rtol=0, atol=1)
+
+
+def test_large_frames_in_bfloat16_leave_a_state_like_the_one_before(official, monkeypatch):
+    monkeypatch.setattr(vae_module, "LARGE", 0)
+    network = VAE(dataclasses.replace(official[0].config, dtype="bfloat16"))
+    params, latents = (
+        sampler.abstract("vae", network.config),
+        jax.ShapeDtypeStruct((1, 3, 2, 2, 4), jnp.float32),
+    )
+    decode = functools.partial(sampler.decode_block.__wrapped__, network)
+    _, first = jax.eval_shape(decode, params, latents, None)
+    assert jax.eval_shape(decode, params, latents, first)[1] == first
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("sizes", [[1, 4, 4, 4, 4], [5, 4, 8]], ids=str)
