@@ -12,12 +12,8 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
-UNLOCKABLE = (
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    524,
-)  # of file systems without locks; 524 is Linux's own ENOTSUPP
+# Of file systems without locks; 524 is Linux's own ENOTSUPP.
+UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, 524)
 
 
 def check_writable(name: str) -> None:

@@ -143,9 +143,8 @@ def _decoder(p: _Plan) -> int:
         maps = 3 * WIDE + 4 * _width(c)  # parts of a convolution's sum; its ends and the shortcut
         scores, params = 3 * prod(p.latent) * WIDE, params["decoder"]
     largest = max(n * prod(4 * (1 + d) for d in doubling[:i]) for i, n in enumerate(features))
-    busy = area * max(
-        maps * largest, scores
-    )  # of one latent frame at a time, at most: large video frames are made one by one
+    # Of one latent frame at a time, at most: large video frames are made one by one.
+    busy = area * max(maps * largest, scores)
     widened = _bytes(params, WIDE) if _width(c) < WIDE else 0
     return int(2 * area * past + SPARE * (busy + widened))  # the past before and after
 
