@@ -398,9 +398,60 @@ def test_the_hypothesis_is_met_by_whole_intervals(ours, drift, quality):
             worse = quality == "not met" and name == "rolling_forcing"
             clip["first"] = dict.fromkeys(clip["first"], not worse or number == 0)
         found[name] = {0: json.loads(json.dumps(clips))}
-    text = table.text(Study(Path("none")), table.figures(found))
+    text = table.text(Study(Path("none")), table.figures(table.values(found)))
     lines = [line.split(" | ") for line in text.split("The hypothesis")[1].splitlines() if "met" in line]
     assert [line[3] for line in lines] == [drift, quality, "met"]
+
+
+def test_a_row_stands_beside_those_of_a_study_elsewhere(place, monkeypatch, capsys):
+    """Its clips.csv and run.json are enough; a row that is judged here is taken from here."""
+    run(monkeypatch, "--workdir", "whole")
+    run(monkeypatch, "--workdir", "elsewhere", "--rows", "self_forcing,ode_initialisation")
+    for path in Path("elsewhere").rglob("*"):
+        if path.is_file() and path.name not in ("clips.csv", "run.json"):
+            path.unlink()
+    lines = Path("elsewhere/clips.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3 + 3 and lines[0].startswith("row,seed,clip,drift score,colour,")
+    capsys.readouterr()
+    run(
+        monkeypatch,
+        "--workdir",
+        "here",
+        "--rows",
+        "ode_initialisation,rolling_forcing",
+        "--beside",
+        "elsewhere",
+    )
+    said = capsys.readouterr().out
+    assert "| Self Forcing as published * |" in said and "| ODE initialisation only |" in said
+    assert "3 of 3 judged" in said and "* judged elsewhere" in said
+    here, whole = (json.loads(Path(folder, "study.json").read_text()) for folder in ("here", "whole"))
+    assert list(here) == list(whole)
+    for name, row in whole.items():
+        for measure, told in row["measures"].items():
+            assert here[name]["measures"][measure]["by seed"] == pytest.approx(told["by seed"], rel=1e-5)
+        for measure, told in row["ratios"].items():
+            assert here[name]["ratios"][measure] == pytest.approx(told, rel=1e-5)
+    assert "self_forcing" not in Path("here/clips.csv").read_text()
+
+
+def test_a_study_elsewhere_that_does_not_fit_is_refused(place, monkeypatch, capsys):
+    run(monkeypatch, "--workdir", "elsewhere", "--rows", "self_forcing")
+    capsys.readouterr()
+    beside = ["--workdir", "here", "--beside", "elsewhere"]
+    assert "it has not the same seconds" in fails(capsys, *beside, "--seconds", "12")
+    path = Path("elsewhere/clips.csv")
+    whole = path.read_text()
+    for damaged in (whole[:-20], whole.replace("0.", "O."), ""):
+        path.write_text(damaged)
+        assert "elsewhere/clips.csv is damaged" in fails(capsys, "--table", *beside)
+    path.write_text(whole.replace("self_forcing", "mine"))
+    assert "rows that are not in rfjax/study/rows.py: mine" in fails(capsys, "--table", *beside)
+    path.unlink()
+    assert "There is no elsewhere/clips.csv" in fails(capsys, "--table", *beside)
+    Path("elsewhere/run.json").unlink()
+    assert "There is no elsewhere/run.json" in fails(capsys, "--table", *beside)
+    assert not Path("here/judged").exists()
 
 
 def test_nothing_judged_is_told(place, capsys):
@@ -412,7 +463,7 @@ def test_pictures_show_what_is_judged(place, monkeypatch):
     pytest.importorskip("matplotlib")
     run(monkeypatch)
     found = table.collect(SMALL)
-    DRAW(SMALL, found, table.figures(found))
+    DRAW(SMALL, found, table.figures(table.values(found)))
     names = {path.name for path in Path("runs/study").glob("*.png")}
     assert names == {"drift.png", "by_second.png", "by_second_further.png"} | {
         f"sheet_{i}.png" for i in range(3)

@@ -15,6 +15,7 @@ import numpy as np
 from rfjax.errors import UserError
 from rfjax.files import replacing
 
+RUN = "run.json"  # in a folder: what its scores are of
 FILES = (".md", ".json", ".png", ".txt", ".csv", ".html")
 
 
@@ -49,15 +50,18 @@ def folder(name: str | None, run: dict[str, Any]) -> Iterator[Path]:
 def claim(place: Path, run: dict[str, Any]) -> None:
     """Notes in a folder what run it is of; UserError where it holds another."""
     run = json.loads(json.dumps(run, default=str))
-    if not (place / "run.json").exists():
+    if not (place / RUN).exists():
         place.mkdir(parents=True, exist_ok=True)
-        write(place / "run.json", run)
-    before = read(place / "run.json")
-    differ = sorted(key for key in run | before if run.get(key) != before.get(key))
-    if differ:
+        write(place / RUN, run)
+    if differ := differences(read(place / RUN), run):
         raise UserError(
-            f"{place} holds the scores of another run (not the same {', '.join(differ)}); give this one a folder of its own."
+            f"{place} holds the scores of another run (not the same {differ}); give this one a folder of its own."
         )
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The names of what differs between two runs, by commas."""
+    return ", ".join(sorted(key for key in one | other if one.get(key) != other.get(key)))
 
 
 def fingerprint(params: Any) -> str:

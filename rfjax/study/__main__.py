@@ -3,6 +3,7 @@
     python -m rfjax.study            # all rows in order; stopped and run again, it goes on
     python -m rfjax.study --list     # the rows, their commands, and what is done
     python -m rfjax.study --table    # the table and the pictures of what is finished, and nothing else
+    python -m rfjax.study --rows no_sink --beside docs/logs/study    # one row anew, in a table with the published ones
     python -m rfjax.study --rows rolling_forcing,self_forcing --seeds 1 --prompts 8 --seconds 20 --steps 10 --workdir runs/try
 
 Run it in the root of the repository, after docs/small_world.md up to the ODE initialisation.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.score import WINDOW
-from rfjax.study import rows, table, work
+from rfjax.study import clips, rows, table, work
 from rfjax.study.rows import Study
 
 
@@ -35,6 +36,11 @@ def parse(argv) -> argparse.Namespace:
     add("--seconds", type=float, default=120.0, help="length of the clips (default %(default)g)")
     add("--batch", type=int, default=16, help="clips rolled out together (default %(default)s)")
     add("--steps", type=int, help="of every training (default: as its config says)")
+    add(
+        "--beside",
+        metavar="DIR",
+        help="a study judged elsewhere (clips.csv, run.json): rows for the same table",
+    )
     add("--workdir", default="runs/study", metavar="DIR", help="where all of it goes (default %(default)s)")
     return parser.parse_args(argv)
 
@@ -77,7 +83,9 @@ def main(argv=None) -> None:
         print(told(study))
         return
     study = work.as_judged(study) if args.table else study
-    after = functools.partial(table.publish, study)
+    run = work.noted(study) if args.table else work.identity(study)
+    others = clips.beside(Path(args.beside), run) if args.beside else {}
+    after = functools.partial(table.publish, study, others)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")
         return

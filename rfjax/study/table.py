@@ -12,7 +12,8 @@ from rfjax.evaluate import draw, generate, keep, report
 from rfjax.files import replacing
 from rfjax.score import WINDOW
 from rfjax.statistics import bootstrap_ratio, crossed_error
-from rfjax.study import rows, work
+from rfjax.study import clips, rows, work
+from rfjax.study.clips import Values
 from rfjax.study.rows import REFERENCE, ROWS, Study
 
 DRIFT, FIRST, LAST, DYNAMIC = (
@@ -57,7 +58,15 @@ def measures(clip: dict[str, Any]) -> dict[str, float]:
     return {DRIFT: change["score"]} | {name: change["parts"][name] for name in drift.PARTS} | right | moves
 
 
-def figures(found: Scores) -> dict[str, dict[str, Any]]:
+def values(found: Scores) -> Values:
+    """The numbers of all clips."""
+    return {
+        name: {seed: clips.columns([measures(clip) for clip in some]) for seed, some in seeds.items()}
+        for name, seeds in found.items()
+    }
+
+
+def figures(found: Values) -> dict[str, dict[str, Any]]:
     """{row: its seeds, {measure: mean, standard error, mean of each seed}, ratios of means to the reference's}."""
     tables = {name: _arrays(seeds) for name, seeds in found.items()}
     return {name: _row(name, found, tables) for name in found}
@@ -65,16 +74,16 @@ def figures(found: Scores) -> dict[str, dict[str, Any]]:
 
 def _arrays(seeds) -> dict[str, np.ndarray]:
     """{measure: [seeds, prompts]}."""
-    clips = [[measures(clip) for clip in clips] for clips in seeds.values()]
-    return {name: np.array([[clip[name] for clip in row] for row in clips]) for name in clips[0][0]}
+    first, *_ = some = list(seeds.values())
+    return {measure: np.stack([one[measure] for one in some]) for measure in first}
 
 
-def _row(name: str, found: Scores, tables) -> dict[str, Any]:
+def _row(name: str, found: Values, tables) -> dict[str, Any]:
     row, seeds = ROWS[name], list(found[name])
     figures = {"title": row.title, "seeds": seeds, "paper's drift": row.paper, "measures": {}, "ratios": {}}
-    for measure, values in tables[name].items():
-        mean, error = crossed_error(values)
-        figures["measures"][measure] = {"mean": mean, "error": error, "by seed": list(values.mean(1))}
+    for measure, scores in tables[name].items():
+        mean, error = crossed_error(scores)
+        figures["measures"][measure] = {"mean": mean, "error": error, "by seed": list(scores.mean(1))}
     common = [seed for seed in found.get(REFERENCE, {}) if seed in seeds]
     if name == REFERENCE or not common:
         return figures
@@ -85,14 +94,18 @@ def _row(name: str, found: Scores, tables) -> dict[str, Any]:
     return figures
 
 
-def text(study: Study, found: dict[str, dict[str, Any]]) -> str:
-    """The figures as Markdown."""
+def text(study: Study, found: dict[str, dict[str, Any]], others: tuple[str, ...] = ()) -> str:
+    """The figures as Markdown; `others` are rows that were judged elsewhere, and are marked so."""
     if not found:
         return "Nothing is judged yet.\n"
-    done = sum(len(row["seeds"]) for row in found.values())
+    done = sum(len(row["seeds"]) for name, row in found.items() if name not in others)
+    found = {
+        name: row | {"title": f"{row['title']} *"} if name in others else row for name, row in found.items()
+    }
     parts = [
         f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
+        "* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
         "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
@@ -158,13 +171,19 @@ def _ratio(ratio) -> str:
     return f"{ratio['value']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})" if ratio else "–"
 
 
-def publish(study: Study) -> str:
-    """Writes study.md, study.json and the pictures of what is judged; the text of study.md."""
+def publish(study: Study, others: Values | None = None) -> str:
+    """Writes study.md, study.json, clips.csv and the pictures of what is judged; the text of study.md.
+
+    others: what was judged elsewhere, for the rows that are not judged here.
+    """
     found = collect(study)
-    numbers = figures(found)
-    words = text(study, numbers)
+    ours, others = values(found), {name: row for name, row in (others or {}).items() if name not in found}
+    both = ours | others
+    numbers = figures({name: both[name] for name in ROWS if name in both})
+    words = text(study, numbers, tuple(others))
     if not found:
         return words
+    clips.write(study.workdir, ours)
     with replacing(str(study.workdir / "study.md")) as path:
         path.write_text(words)
     keep.write(study.workdir / "study.json", numbers)

@@ -39,30 +39,37 @@ def check(study: Study) -> list[Job]:
     base = settings()
     for name in {row.config for row in rows.ROWS.values()}:
         _check_config(rows.CONFIGS / f"{name}.py", base)
-    for path in (base[field] for field in rows.STARTS):
-        if not Path(path).is_file():
-            raise UserError(
-                f"There is no {path}, with which every training of the study begins; docs/small_world.md says how to make it."
-            )
+    run = identity(study)
     keep.check(str(study.workdir))
+    keep.claim(study.workdir, run)
     jobs = rows.jobs(study, base)
-    contents = {f"contents of {base[field]}": data.fingerprint(base[field]) for field in rows.STARTS}
-    keep.claim(study.workdir, _numbers(study) | contents)
     for job in jobs:
         _check_finished(job)
     return jobs
 
 
+def identity(study: Study) -> dict[str, Any]:
+    """What all scores of a study have in common, as its folder notes it. UserError where a start is missing."""
+    base = settings()
+    for path in (base[field] for field in rows.STARTS):
+        if not Path(path).is_file():
+            raise UserError(
+                f"There is no {path}, with which every training of the study begins; docs/drift.md says where it comes from."
+            )
+    contents = {f"contents of {base[field]}": data.fingerprint(base[field]) for field in rows.STARTS}
+    return {name: getattr(study, name) for name in NUMBERS} | {"judge": drift.VERSION} | contents
+
+
+def noted(study: Study) -> dict[str, Any]:
+    """The identity that the study's folder has noted; empty where nothing was begun."""
+    note = study.workdir / keep.RUN
+    return keep.read(note) if note.exists() else {}
+
+
 def as_judged(study: Study) -> Study:
     """The study with the numbers that its folder was judged by; as it is where nothing was."""
-    note = study.workdir / "run.json"
-    there = keep.read(note) if note.exists() else {}
+    there = noted(study)
     return study._replace(**{name: there[name] for name in NUMBERS if name in there})
-
-
-def _numbers(study: Study) -> dict[str, Any]:
-    """What all scores of a study have in common."""
-    return {name: getattr(study, name) for name in NUMBERS} | {"judge": drift.VERSION}
 
 
 def _check_config(path: Path, base) -> None:
