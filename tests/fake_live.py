@@ -28,6 +28,7 @@ class FakeLive:
         self.sampler = SimpleNamespace(video=SimpleNamespace(height=64, width=64, fps=16))
         self.streams = {}  # slot → [scene, frames shown, steps of the ramp that are left, prompt]
         self.stepped = []  # the slots of each step
+        self.policies = []  # of each change
 
     def warm(self):
         self.warmed = True
@@ -44,6 +45,7 @@ class FakeLive:
         del self.streams[slot]
 
     def change(self, slot, prompt, policy=None):
+        self.policies.append(policy)
         self.streams[slot][0], self.streams[slot][3] = scene(prompt, 0), prompt
 
     def restart(self, slot, seed):

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 
 import fake_live
 import numpy as np
@@ -11,7 +12,7 @@ from fake_live import pixels
 from websockets.exceptions import ConnectionClosed
 
 from rfjax import detect
-from rfjax.serve import protocol
+from rfjax.serve import engine, protocol
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,8 @@ def test_pause_holds_and_resume_goes_on(connect, shared):
     assert held["ahead_seconds"] > 0
     client.ask("stats")
     assert client.reply("figures")["ahead_seconds"] == held["ahead_seconds"]
+    time.sleep(1.5 * engine.AHEAD)  # in which a stream that is not held would be due again
+    assert not shared.live.stepped
     client.ask("pause", paused=False)
     assert client.reply("paused") == {"paused": False}
     frames = client.watch(lambda frames: frames[-1].number >= held["frames"] + 12)
@@ -206,7 +209,7 @@ class Noise(fake_live.FakeLive):
         return self.noise
 
 
-def test_a_slow_reader_loses_frames_and_the_others_none(connect):
+def test_a_slow_reader_loses_frames_while_others_go_on(connect):
     with serving(Noise()) as server:
         slow = Client(server.port)
         slow.reply("hello")
@@ -217,3 +220,5 @@ def test_a_slow_reader_loses_frames_and_the_others_none(connect):
         other.start()
         other.watch(lambda frames: len(frames) > 1500 or counted(server.port, "frames_dropped_total") > 0)
         assert counted(server.port, "frames_dropped_total") > 0
+        last = other.frames[-1].number
+        other.watch(lambda frames: frames[-1].number >= last + 24)

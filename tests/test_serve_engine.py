@@ -112,6 +112,13 @@ def test_of_prompts_that_come_together_only_the_newest_is_read():
     assert not made._obey()
 
 
+def test_a_stream_that_begins_anew_pays_for_no_change_of_prompt():
+    made, watcher = engine.Engine(fake_live.FakeLive(1), metrics.Counters()), Watcher()
+    for request in (protocol.Start(RED, 0), protocol.Start(STAR, 1), protocol.Prompt(RED)):
+        made._do(watcher, request)
+    assert made.live.policies == ["keep", None]  # None: the server's
+
+
 def test_only_the_newest_frames_wait_for_a_slow_viewer():
     async def outbox():
         box = viewer.Viewer(16, metrics.Counters())

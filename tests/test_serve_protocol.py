@@ -77,9 +77,10 @@ def test_the_rate_is_a_burst_and_then_so_many_a_second():
     assert rate.allows(7.0, 300) and not rate.allows(7.0) and rate.allows(8.0, 99) and not rate.allows(8.0)
 
 
-def test_a_frame_comes_back_as_it_was():
+@pytest.mark.parametrize("fps", [16, 23.976, 30000 / 1001])
+def test_a_frame_comes_back_as_it_was(fps):
     picture = shapes.render(shapes.sample_scene(1), 0, 1)[0]
-    encoder = engine.Jpeg(64, 64, 16)
+    encoder = engine.Jpeg(64, 64, fps)
     for number in (0, 2**31):
         frame = protocol.Frame(number, 7, encoder.encode(picture))
         back = protocol.frame(protocol.binary(frame))

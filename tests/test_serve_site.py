@@ -177,6 +177,10 @@ def test_sigterm_closes_streams_with_a_reason_and_who_comes_back_is_served(capfd
         (["--origin", "https://example.org/"], "--origin"),
         (["--host", "1.2.3.4"], "Cannot listen on 1.2.3.4:8000"),
         (["--config", "none.py", "--port", "0"], "no config none.py"),
+        (
+            ["--config", "none.py", "--port", "0", "--policy", "slowly"],
+            "'slowly' is no way to change a prompt",
+        ),
         (["--prot", "1"], "--help"),
     ],
 )

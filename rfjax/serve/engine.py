@@ -52,7 +52,7 @@ class Jpeg:
     def __init__(self, height: int, width: int, fps: float):
         self._codec = av.CodecContext.create("mjpeg", "w")
         self._codec.height, self._codec.width, self._codec.pix_fmt = height, width, "yuvj444p"
-        self._codec.time_base, self._codec.thread_count = 1 / Fraction(fps), 1
+        self._codec.time_base, self._codec.thread_count = 1 / Fraction(fps).limit_denominator(1001), 1
         self._codec.qmin = self._codec.qmax = 1
 
     def encode(self, frame: np.ndarray) -> bytes:
@@ -218,7 +218,9 @@ class Engine:
         now = time.monotonic()
         if viewer in self._streams:
             slot = self._streams[viewer].slot
-            self.live.change(slot, request.prompt)  # refuses a bad prompt before anything else is changed
+            self.live.change(
+                slot, request.prompt, "keep"
+            )  # refuses a bad prompt before anything else is changed
             self.live.restart(slot, request.seed)
         elif len(self._streams) < self.live.limit:
             slot = self.live.join(request.prompt, request.seed)

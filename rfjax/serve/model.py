@@ -2,13 +2,15 @@
 
 import argparse
 
-from rfjax import compilation, config, preflight, sampler, shapes, text
-from rfjax.live import DEFAULT, Live
+from rfjax import change, compilation, config, preflight, sampler, shapes, text
+from rfjax.live import Live
 from rfjax.serve import protocol
 
 
 def load(args: argparse.Namespace) -> tuple[Live, protocol.Hello]:
     """The batch with its weights, nothing compiled yet; UserError for what cannot run here."""
+    policy = args.policy or change.DEFAULT
+    change.parse(policy)  # before the weights are fetched
     compilation.keep_programs(args.compile_cache)
     settings = config.load(args.config)
     if not args.skip_preflight:
@@ -16,9 +18,7 @@ def load(args: argparse.Namespace) -> tuple[Live, protocol.Hello]:
     model = sampler.load(settings, args.weights)
     small = isinstance(model.encoder, text.WordEncoder)
     examples = shapes.PROMPTS if small else (settings.prompt,)
-    return Live(model, args.limit, args.policy or DEFAULT), hello(
-        model.video, args.limit, args.idle, examples, small
-    )
+    return Live(model, args.limit, policy), hello(model.video, args.limit, args.idle, examples, small)
 
 
 def hello(

@@ -57,6 +57,8 @@ class Listener(uvicorn.Server):
                 f"Listening on {self.address}, places: {self.engine.live.limit}; Ctrl-C ends it.", flush=True
             )
             super().run(sockets=[self.listener])
+            for number in heard:  # a second one ends it at once, though the engine be in a long step
+                signal.signal(number, signal.SIG_DFL)
             self.engine.stop()
         if self.engine.error:
             raise self.engine.error

@@ -23,7 +23,7 @@ const state = {
   seed: 1,
   asked: 0, // when the stream was started
   begun: false, // whether frames that come are of this stream
-  resume: false, // whether a stream ran when the link was lost
+  resume: "", // the prompt to go on with once the link is there
 };
 const prompt = $("prompt");
 const player = new Player($("video"), shown);
@@ -33,13 +33,12 @@ const link = new Link({reply, frame, lost, refused});
 
 // ------------------------------------------------------------------------------------------------ what is done
 
-function start(seed = state.seed) {
-  const text = prompt.value.trim() || state.prompt;
-  Object.assign(state, {seed, wanted: "", resume: false, begun: false, asked: performance.now()});
+function start(seed = state.seed, text = prompt.value.trim() || state.prompt) {
+  Object.assign(state, {seed, wanted: text, resume: "", begun: false, asked: performance.now()});
   $("seed").value = seed;
   player.clear();
   if (link.send("start", {prompt: text, seed})) return phase("starting");
-  state.resume = true; // once the link is there
+  state.resume = text;
   phase("connecting");
   link.open();
 }
@@ -49,7 +48,7 @@ function show(text) {
   $("hint").textContent = "";
   written();
   if (!["playing", "paused", "starting"].includes(state.phase)) return start();
-  if (same(text, state.prompt)) return;
+  if (same(text, state.wanted || state.prompt)) return;
   Object.assign(state, {asking: performance.now(), wanted: prompt.value});
   link.send("prompt", {prompt: prompt.value});
   written();
@@ -86,7 +85,7 @@ function reply({type, ...told}) {
   if (type === "hello") return greeted(told);
   if (type === "started") return started(told);
   if (type === "prompted") {
-    Object.assign(state, {prompt: told.prompt, wanted: ""});
+    Object.assign(state, {prompt: told.prompt, wanted: same(told.prompt, state.wanted) ? "" : state.wanted});
     state.sent.push({...told, at: state.asking});
   } else if (type === "refused") denied(told);
   else if (type === "figures") {
@@ -109,7 +108,7 @@ function greeted(hello) {
     if (document.documentElement.scrollHeight > innerHeight) $("examples").open = false; // there is no room
   }
   prompt.disabled = false;
-  if (state.resume) return start();
+  if (state.resume) return start(state.seed, state.resume);
   phase("ready");
   written();
 }
@@ -118,7 +117,7 @@ function started(told) {
   player.clear();
   player.held = false;
   player.skipped = 0;
-  Object.assign(state, {begun: true, dropped: 0, prompt: told.prompt, shown: ""});
+  Object.assign(state, {begun: true, dropped: 0, prompt: told.prompt, wanted: "", shown: ""});
   state.sent = [{prompt: told.prompt, number: 0, at: state.asked}];
   strip.reset(state.hello.width / state.hello.height);
   written();
@@ -129,7 +128,10 @@ function denied({code, message}) {
   state.wanted = "";
   $("hint").textContent = message;
   if (code === "full") phase("full", message);
-  else if (state.phase === "starting") phase("ready");
+  else if (state.phase === "starting") {
+    link.send("stop"); // the stream before it, if there is one, goes on otherwise
+    phase("ready");
+  }
 }
 
 function frame(number, said, jpeg) {
@@ -156,7 +158,7 @@ function shown(entry, now) {
 }
 
 function lost(reason) {
-  state.resume ||= ["starting", "playing", "paused"].includes(state.phase);
+  if (["starting", "playing", "paused"].includes(state.phase)) state.resume ||= state.wanted || state.prompt;
   state.begun = false;
   player.clear();
   if (recorder.running) record();
@@ -302,6 +304,7 @@ const BUTTONS = {r: "restart", n: "reseed", v: "record", s: "stop", " ": "pause"
 
 document.addEventListener("keydown", (event) => {
   if (event.target === prompt) return inSentence(event);
+  if (event.repeat) return; // a key that is held
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || event.target.id === "seed") return;
   if (event.key === " " && event.target.closest("button, summary")) return; // it presses what has the focus
   const key = event.key.toLowerCase();
@@ -323,4 +326,5 @@ function inSentence(event) {
 }
 
 setInterval(figures, 250);
-setInterval(() => state.phase === "playing" && !document.hidden && link.send("stats"), LIVELY);
+const watched = () => ["starting", "playing", "paused"].includes(state.phase) && !document.hidden;
+setInterval(() => watched() && link.send("stats"), LIVELY);

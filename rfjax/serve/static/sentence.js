@@ -1,6 +1,8 @@
 // The sentence: read into words, composed of words, and shown with marks on those that are not in the picture yet.
 
-export const split = (text) => text.toLowerCase().match(/[\w']+/g) ?? [];
+const WORD = "[\\p{L}\\p{M}\\p{N}_']+"; // of any script
+
+export const split = (text) => text.toLowerCase().match(new RegExp(WORD, "gu")) ?? [];
 
 const article = (word) => (/^[aeiou]/.test(word) ? "an " : "a ") + word;
 
@@ -40,8 +42,8 @@ export function nodes(text, marked, known) {
   const pends = (index) => marked.has(index) && !strange[index];
   const out = [];
   let index = -1;
-  for (const piece of text.split(/([\w']+)/)) {
-    const word = /[\w']/.test(piece);
+  for (const [place, piece] of text.split(new RegExp(`(${WORD})`, "u")).entries()) {
+    const word = place % 2 === 1; // what lies between comes first, and then in turn
     index += word;
     const mark = pends(index) && (word || pends(index + 1));
     const tag = word && strange[index] ? "u" : mark ? "mark" : "span";
