@@ -97,7 +97,8 @@ def loop(config, run: Run, workdir: Path) -> None:
         kept = stack.enter_context(
             checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.stage, config.get("best", ""))
         )
-        checkpoint.remember_contents(sources.contents(run.stage.frozen(config)), workdir)
+        fixed_files = sources.contents(run.stage.frozen(config)) | sources.records(config)
+        checkpoint.remember_contents(fixed_files, workdir)
         state, start = begin(config, run.stage, mesh, kept, batches)
         fixed = sources.load(run.stage.frozen(config), jax.random.key(config.seed), mesh)
         stop, report = distributed.stop_signal(), make_report(config, run, fixed, workdir, kept)
@@ -126,8 +127,8 @@ def loop(config, run: Run, workdir: Path) -> None:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
                 if row >= config.get("max_skipped", 10):
                     raise UserError(
-                        f"The gradient was not finite in the last {row} updates until step {done}: lower the learning "
-                        f"rate and start again; the last good checkpoint is kept in {workdir}/checkpoints."
+                        f"The gradient was not finite in the last {row} updates until step {done}: begin in another --workdir "
+                        f"with a lower learning rate; the last good checkpoint is kept in {workdir}/checkpoints."
                     )
                 recent = []
             if saves:
@@ -139,7 +140,10 @@ def loop(config, run: Run, workdir: Path) -> None:
                 report(log, state, done)
     log.close()
     if stopped:
-        distributed.tell(f"Stopped and saved after step {done}; run the same command to go on.")
+        distributed.tell(
+            f"Stopped and saved after step {done}; run the same command to go on, with --config.steps={done} to end there "
+            "and have its parameters."
+        )
 
 
 def shapes(config, stage, mesh):
@@ -168,17 +172,26 @@ def make_report(config, run: Run, fixed, workdir, kept):
     fps = latent.video(config).fps
 
     def report(log, state, step):
-        for name, params in run.export(state, fixed).items():
-            checkpoint.save_params(workdir / f"{name}.safetensors", params)
+        exported = run.export(state, fixed)
+        save(exported, workdir)
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         log.clips(step, *run.sample(state, fixed, key), fps)
         values = run.evaluate(state, fixed)
-        kept.judge(step, values)
+        if kept.better(values):
+            save(exported, workdir / "best")
+            if distributed.is_main():
+                kept.note_best(step, values)
         log.scalars(step, values)  # the last: a run that goes on asks whether it is there
         told = ", ".join([f"{name} {value:.4g}" for name, value in values.items()] or ["nothing judged"])
         distributed.tell(f"step {step}: {told}; parameters and samples are in {workdir}/")
 
     return report
+
+
+def save(exported, folder: Path) -> None:
+    """Writes {name: parameters}, each to a file of its own."""
+    for name, params in exported.items():
+        checkpoint.save_params(folder / f"{name}.safetensors", params)
 
 
 def main(_) -> None:

@@ -2,9 +2,13 @@
 
     python train.py --config configs/wan_distill_14b.py --workdir runs/wan_distill
 
-The published schedule (arXiv 2509.25161): 3,000 steps from the ODE-initialised student, critic five times as often. The mesh below
-is for 8 devices; `python -m rfjax.preflight --config configs/wan_distill_14b.py --topology v6e:2x4` says whether they hold it.
-Never run at this size: docs/pods.md says what was shown instead.
+The published schedule (arXiv 2509.25161): 3,000 steps from the ODE-initialised student, critic five times as often.
+A step here is five updates of the critic and one of the generator; if the published ones count every update, 600 are as many.
+The mesh below is for 8 devices, and
+
+    python -m rfjax.preflight --config configs/wan_distill_14b.py --topology v6e:2x4
+
+says whether they hold it. Never run at this size: docs/pods.md says what was shown instead.
 """
 
 import runpy

@@ -6,7 +6,6 @@ its own parts; whatever there is gets its name only when complete.
 """
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 from safetensors import SafetensorError
 
 from rfjax import distributed, tensorfile, tree
-from rfjax.errors import UserError
+from rfjax.errors import FULL, UserError
 
 # Fields of a config that a run may change on its way; all others make it another run.
 FREE = ("steps", "save_every", "log_every", "keep", "best", "max_skipped", "mesh", "accumulate")
@@ -78,10 +77,14 @@ class Checkpoints:
         found = json.loads(self._best.read_text()) if self._best.exists() else {}
         return found if found.get("metric") == self.metric else {"step": None, "value": -float("inf")}
 
-    def judge(self, step: int, values: Mapping[str, float]) -> None:
-        """Notes the checkpoint of `step` as the best if its metric is the highest."""
-        if self.metric and distributed.is_main() and values[self.metric] > self.best()["value"]:
-            _write_json(self._best, {"step": step, "metric": self.metric, "value": values[self.metric]})
+    def better(self, values: Mapping[str, float]) -> bool:
+        """Whether these are of the best checkpoint so far, in every process as process 0 has it; all must ask."""
+        mine = bool(self.metric) and values[self.metric] > self.best()["value"]
+        return distributed.agree(mine or not distributed.is_main())
+
+    def note_best(self, step: int, values: Mapping[str, float]) -> None:
+        """Notes the checkpoint of `step` as the best; process 0 asks."""
+        _write_json(self._best, {"step": step, "metric": self.metric, "value": values[self.metric]})
 
     def save(self, step: int, state, data) -> None:
         """Keeps a state after `step` steps; `data` is the iterator's get_state(), anything JSON takes.
@@ -138,8 +141,9 @@ def _disk(folder: Path):
     try:
         yield
     except Exception as error:
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        for number in FULL:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
         raise
 
 
@@ -220,7 +224,7 @@ def remember(config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     fields = json.loads(config.to_json_best_effort())
-    if path.exists():
+    if path.exists() and _steps(workdir)[1]:  # of a run that saved nothing there is nothing to go on with
         _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
     if distributed.is_main():
         _write_json(path, fields)
@@ -235,7 +239,7 @@ def remember_contents(contents: Mapping[str, str], workdir: Path) -> None:
     UserError where one is another than the run began with, which would change it unseen.
     """
     path = workdir / "contents.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() and _steps(workdir)[1] else {}
     for name in contents:
         if before.get(name, contents[name]) != contents[name]:
             raise UserError(

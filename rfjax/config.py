@@ -24,10 +24,10 @@ Section = TypeVar("Section")
 # What commands and stages read of a config: sections, and fields of its own. A stage of one's own may read others.
 FIELDS = frozenset(
     """
-    accumulate batch_size best blocks critic_init critic_optimizer critic_steps critic_warmup data decoder dit edge frames guidance
-    init_from judged keep kl log_every lora loss made_by max_skipped mesh method negative_prompt optimizer prompt prompts
-    record_batch record_frames rolling_share rollout save_every seed shard_records shards solver_steps square stage steps teacher
-    teacher_dit text tiny umt5 vae vae_weights video weights world
+    accumulate batch_size best blocks critic_init critic_optimizer critic_steps critic_warmup data decoder dit edge frames
+    guidance init_from judged keep kl log_every lora loss made_by max_skipped mesh method negative_prompt optimizer prompt
+    prompts record_batch record_frames rolling_share rollout save_every scored_blocks seed shard_records shards solver_steps
+    square stage steps teacher teacher_dit text tiny umt5 vae vae_weights video weights world
     """.split()
 )
 # Fields that count something, and the least that they may be. Of 0 steps nothing is trained, and the parameters are written.

@@ -104,7 +104,7 @@ def to_ours(source: Source, module: str, shapes: Mapping[str, tuple] | None = No
 def to_torch(
     source: Source, module: str, layout: str | None = None, shapes: Mapping[str, tuple] | None = None
 ) -> list[Entry]:
-    """Torch's tensors, under the names of a layout, from ours. The latents' statistics of a VAE stay behind."""
+    """Torch's tensors, under the names of a layout, from ours. A VAE's statistics of latents stay behind where they are Wan's."""
     layout = layout or next(iter(names.TABLES[module]))
     if layout not in names.TABLES[module]:
         raise UserError(
@@ -113,7 +113,7 @@ def to_torch(
     entries, problems = [], defaultdict(list)
     found = {path: kind.shape for path, kind in source.kinds.items()}
     for path, kind in source.kinds.items():
-        if path in WAN_LATENT_STATISTICS:
+        if path in WAN_LATENT_STATISTICS and _is_wans(path, source):
             continue
         place = names.theirs(path, names.TABLES[module][layout])
         if place is None:
@@ -129,6 +129,11 @@ def to_torch(
             entries.append(Entry(name(layer), Kind(shape, kind.dtype), [read]))
     _check(found, expected(module, found) if shapes is None else shapes, problems)
     return entries
+
+
+def _is_wans(path: str, source: Source) -> bool:
+    """Whether statistics of latents are those that PyTorch's code has in itself."""
+    return np.array_equal(source.load(path, None), WAN_LATENT_STATISTICS[path])
 
 
 def _read(

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what one may have of it
+
 
 class UserError(Exception):
     """A mistake in what the user gave. The message is one sentence: what is wrong, and what to do."""
@@ -33,7 +35,7 @@ def sentence(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         return f"The disk is full{where}; free some space and run the command again."
     return f"{error.strerror or error}{where}; check the path and its permissions."
 

@@ -1,12 +1,14 @@
 import dataclasses
+import errno
 import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import checkpoint, distributed, state
+from rfjax import checkpoint, distributed, errors, state
 from rfjax.errors import UserError
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -108,11 +110,22 @@ def test_what_is_no_damage_is_told_as_what_it_is(tmp_path, monkeypatch, capsys):
         checkpoint.Checkpoints(tmp_path, 2, "vae").restore(fresh())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_whatever_orbax_makes_of_it(number, tmp_path):
+    with pytest.raises(OSError) as raised, checkpoint._disk(tmp_path):
+        raise ValueError(f"UNKNOWN: write: {os.strerror(number)} [while writing a chunk]")
+    assert errors.sentence(raised.value) == (
+        f"The disk is full ({tmp_path}); free some space and run the command again."
+    )
+
+
 def test_files_that_a_run_reads_at_every_start_stay_the_same(tmp_path):
     checkpoint.remember_contents({}, tmp_path)
     assert not list(tmp_path.iterdir())
+    checkpoint.remember_contents({"teacher.safetensors": "of a run that saved nothing"}, tmp_path)
     for contents in ({"teacher.safetensors": "a"}, {"teacher.safetensors": "a", "vae.safetensors": "b"}):
         checkpoint.remember_contents(contents, tmp_path)
+        (tmp_path / "checkpoints" / "5").mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="teacher.safetensors is another than .* began with"):
         checkpoint.remember_contents({"teacher.safetensors": "c"}, tmp_path)
     assert json.loads((tmp_path / "contents.json").read_text()) == {

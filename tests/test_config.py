@@ -73,7 +73,7 @@ def test_a_misspelt_field_is_named_and_one_of_ones_own_is_not(tmp_path):
 
 def test_the_known_fields_are_those_of_the_configs_here():
     """So that no name stays when the last config that sets it is gone."""
-    assert config.FIELDS == {field for file in CONFIGS.glob("*.py") for field in config.load(file)}
+    assert config.FIELDS == {field for file in CONFIGS.rglob("*.py") for field in config.load(file)}
 
 
 def test_a_misspelt_file_is_guessed(tmp_path):

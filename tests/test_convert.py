@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from rfjax import convert, dit, teacher, tensorfile, umt5
+from rfjax.errors import UserError
 from rfjax.golden import Golden
+from rfjax.tree import flatten
 from rfjax.vae import VAE, VAEConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,7 +35,10 @@ class Shapes(dict):
 
     def source(self):
         kinds = {name: tensorfile.Kind(tuple(shape), np.dtype(np.float32)) for name, shape in self.items()}
-        return tensorfile.Source(kinds, lambda name, layer: np.broadcast_to(np.float32(0), self[name]))
+        known = convert.WAN_LATENT_STATISTICS
+        return tensorfile.Source(
+            kinds, lambda name, layer: known.get(name, np.broadcast_to(np.float32(0), self[name]))
+        )
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -79,6 +85,27 @@ def test_there_and_back_is_the_identity_bit_for_bit(file, dtype, tmp_path):
     for name, array in wanted.items():
         assert back[name].dtype == array.dtype == dtype
         assert back[name].tobytes() == array.tobytes() and back[name].shape == array.shape
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_vaes_statistics_go_along_where_they_are_its_own(own, tmp_path, capsys):
+    """Wan's, which PyTorch's code has in itself, stay behind and come back."""
+    sizes = ConfigDict({"vae": {"dim": 4}})
+    model, video = VAE(VAEConfig(dim=4)), jnp.zeros((1, 1, 8, 8, 3))
+    flat = flatten(jax.eval_shape(model.init, jax.random.key(0), video)["params"])
+    rng = np.random.default_rng(0)
+    ours = {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in flat.items()}
+    ours |= {} if own else convert.WAN_LATENT_STATISTICS
+    save_file(ours, tmp_path / "vae.safetensors")
+    there = convert.convert(tmp_path / "vae.safetensors", tmp_path / "there.safetensors", settings=sizes)
+    assert own == any("latent_" in name for name in load_file(there))
+    back = load_file(convert.convert(there, tmp_path / "back", settings=sizes))
+    assert back.keys() == ours.keys() and all((back[name] == ours[name]).all() for name in ours)
+    if own:
+        with pytest.raises(UserError, match=r"2 unknown \(latent_mean, latent_std\)"):
+            convert.convert(
+                tmp_path / "vae.safetensors", tmp_path / "x.pt", layout="diffusers", settings=sizes
+            )
 
 
 def shards(folder):

@@ -1,5 +1,6 @@
 """Pipelines against the pure functions below them: random access, resuming, round trips, atomic shards."""
 
+import contextlib
 import itertools
 import json
 
@@ -118,6 +119,22 @@ def test_processes_share_the_shards_and_wait_for_each_other(tmp_path, monkeypatc
     assert sorted(batch["caption"]) == [f"clip {number}" for number in range(6)]
 
 
+@pytest.mark.parametrize("split", shapes.SPLITS)
+def test_every_shape_is_seen_from_anywhere_in_the_minute(split, monkeypatch):
+    """Starts are uniform, whatever is drawn for the scene: of each shape about as many in every quarter."""
+    starts = {name: [] for name in shapes.SHAPES}
+    monkeypatch.setattr(
+        shapes, "render", lambda scene, start, frames: starts[scene.things[0].name.shape].append(start)
+    )
+    clips = data.clips(1, 1, 0, TINY, split)
+    for index in range(2000):
+        with contextlib.suppress(ValueError, TypeError):  # a batch of nothing
+            clips[index]
+    for found in starts.values():
+        counts = np.histogram(found, 4, (0, data.LATEST_START))[0]
+        assert len(found) > 200 and (abs(counts / len(found) - 0.25) < 0.1).all()
+
+
 def test_folder_of_other_records_is_refused(tmp_path):
     data.claim(tmp_path, {"size": (16, 16), "fps": 16})
     data.claim(tmp_path, {"size": (16, 16), "fps": 16})
@@ -142,12 +159,18 @@ def test_records_made_from_other_contents_of_a_file_or_run_are_refused(tmp_path)
     (tmp_path / "run" / "metrics.jsonl").touch()  # the run's folder is read for its newest checkpoint alone
     data.claim(made, {"fps": 16}, sources)
     weights.write_bytes(bytes(2_999_999) + b"\1")
-    with pytest.raises(UserError, match="were made when .*vae.safetensors held something else: delete"):
+    with pytest.raises(UserError, match="were made from something else than .*vae.safetensors: delete"):
         data.claim(made, {"fps": 16}, sources)
     weights.write_bytes(bytes(3_000_000))
     data.claim(made, {"fps": 16}, sources)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    data.claim(made, {"fps": 16}, [moved, tmp_path / "run"])
+    moved.write_bytes(bytes(2_999_999) + b"\1")
+    with pytest.raises(UserError, match="were made from something else than .*moved.safetensors: delete"):
+        data.claim(made, {"fps": 16}, [moved, tmp_path / "run"])
     (run / "state").write_text("two")
-    with pytest.raises(UserError, match="were made when .*run held something else: delete"):
+    with pytest.raises(UserError, match="were made from something else than .*run: delete"):
         data.claim(made, {"fps": 16}, sources)
     about = json.loads((made / "about.json").read_text())
     (made / "about.json").write_text(json.dumps({"fps": about["fps"]}))  # as an older version wrote it

@@ -15,6 +15,7 @@ import jax
 import line
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import train
 from rfjax import checkpoint, data, distributed, sharding
@@ -273,6 +274,18 @@ def test_best_checkpoint_stays(tmp_path):
     train.train(settings(save_every=2, keep=1, best="middle"), tmp_path)
     assert steps(tmp_path) == [6, 12]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6, "metric": "middle", "value": 0}
+    train.train(settings(save_every=2, keep=1, steps=6), tmp_path / "short")
+    best, then = (
+        load_file(folder / "line.safetensors") for folder in (tmp_path / "best", tmp_path / "short")
+    )
+    assert best.keys() == then.keys() and all((best[name] == then[name]).all() for name in best)
+
+
+def test_a_run_that_saved_nothing_may_begin_anew_by_another_config(tmp_path):
+    with pytest.raises(UserError, match="begin in another --workdir"):
+        train.train(settings(broken=(0, 99), save_every=99), tmp_path)
+    train.train(settings(seed=1), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -338,6 +351,15 @@ def test_another_teacher_under_the_same_name_is_refused(tmp_path, monkeypatch):
     checkpoint.save_params(teacher, {"w": np.ones(3, np.float32)})
     with pytest.raises(UserError, match="teacher.safetensors is another than"):
         train.train(settings(steps=3), tmp_path / "run")
+
+
+def test_records_that_were_added_under_a_run_are_refused(tmp_path):
+    data.write_shard(tmp_path / "made" / "00000.arrayrecord", [{"x": np.zeros(3)}])
+    train.train(settings(steps=1, data=str(tmp_path / "made")), tmp_path / "run")
+    train.train(settings(steps=2, data=str(tmp_path / "made")), tmp_path / "run")
+    data.write_shard(tmp_path / "made" / "00001.arrayrecord", [{"x": np.zeros(3)}])
+    with pytest.raises(UserError, match="made is another than .*run began with"):
+        train.train(settings(steps=3, data=str(tmp_path / "made")), tmp_path / "run")
 
 
 def test_folder_of_another_config_is_refused_by_the_field_that_differs(alone, tmp_path):

@@ -46,7 +46,8 @@ def clips(frames, batch_size, seed=0, world=shapes.WORLD, split="train"):
 
 def _clip(index, frames, seed, world, split):
     scene = shapes.sample_scene(index, seed, world, split)
-    start = int(np.random.default_rng((seed, index)).integers(LATEST_START))
+    rng = np.random.default_rng((seed, index, shapes.SPLITS.index(split), 1))  # not the stream of the scene
+    start = int(rng.integers(LATEST_START))
     return {"video": shapes.render(scene, start, frames), "caption": shapes.caption(scene)}
 
 
@@ -161,10 +162,11 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
             f"The records in {folder} were made with {name} = {found.get(name)!r}, now it is {about.get(name)!r}: "
             "delete the folder, or name another in the config."
         )
-    if changed := [source for source, digest in contents.items() if before.get(source, digest) != digest]:
+    if before and sorted(before.values()) != sorted(contents.values()):  # the files may have moved
+        changed = [source for source, digest in contents.items() if digest not in before.values()]
         raise UserError(
-            f"The records in {folder} were made when {changed[0]} held something else: delete the folder, or name another "
-            "in the config."
+            f"The records in {folder} were made from something else than {', '.join(changed) or 'now'}: delete the folder, "
+            "or name another in the config."
         )
 
 

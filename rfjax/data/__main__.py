@@ -10,9 +10,10 @@ MPI are noticed, on a TPU pod give --distributed), each makes its share of the s
 encode-prompts to config.prompts where the config has both. A field of the config is changed by `--config.data=FOLDER`.
 """
 
+import contextlib
 from pathlib import Path
 
-from rfjax import checkpoint, compilation, config, data, datasets, distributed
+from rfjax import checkpoint, compilation, config, data, datasets, distributed, files
 from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.stages import latent
 
@@ -69,7 +70,19 @@ def main() -> None:
 def run(what: str, settings, source: list[str]) -> None:
     """Makes the data set `what`, or this process's share of it, and says what is there."""
     plan = COMMANDS[what](settings, *source)
-    data.claim(plan.folder, {"command": what} | plan.about, plan.sources)
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            Path(plan.folder).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(Path(plan.folder), "name another folder in the config"))
+            data.claim(plan.folder, {"command": what} | plan.about, plan.sources)
+        distributed.agree(True)  # now it is claimed
+        if not distributed.agree((Path(plan.folder) / data.ABOUT).exists()):
+            raise UserError(f"Not every process sees {plan.folder}; name a folder that all machines share.")
+        make(plan, source)
+
+
+def make(plan: datasets.Plan, source: list[str]) -> None:
+    """Makes the shards of a folder that is claimed, or this process's share of them."""
     negative = Path(plan.folder) / latent.NEGATIVE
     if plan.negative and distributed.is_main() and not negative.exists():
         checkpoint.save_params(negative, {"context": plan.negative()})

@@ -126,20 +126,25 @@ def shown(settings: ConfigDict, generate):
     return lambda state, fixed, key: (decode(rolled(state.ema, fixed, context, key)), captions)
 
 
+def _shown(settings: ConfigDict) -> bool:
+    """Whether clips are of the small world, and there is a VAE that decodes them."""
+    return "world" in settings and bool(settings.get("vae_weights"))
+
+
 def measured(settings: ConfigDict) -> list[str]:
     """The names that `judged` gives: of what the held-out captions say, and all say a background."""
-    if "world" not in settings:
+    if not _shown(settings):
         return []
     said = [one for caption in held_out(settings) for one in shapes.parse(caption).objects]
     return [f"right_{name}" for name in score.ATTRIBUTES if any(getattr(one, name, True) for one in said)]
 
 
 def judged(settings: ConfigDict, generate):
-    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} outside the small world.
+    """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} where none can be shown.
 
     UserError for a world of another size than the detector's.
     """
-    if "world" not in settings:
+    if not _shown(settings):
         return lambda state, fixed: {}
     if settings.world.size != detect.SIDE:
         raise UserError(

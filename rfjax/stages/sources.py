@@ -3,13 +3,16 @@
 A stage says it as {name: Source}, so that shapes are known, and a checkpoint restored, before any file is read.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rfjax import checkpoint, data, sharding
 
@@ -30,6 +33,18 @@ def contents(sources: Mapping[str, Source]) -> dict[str, str]:
     """{path: what tells its contents from others} of those that are read; a file that is missing is told when it is read."""
     paths = [source.path for source in sources.values() if source.path and os.path.exists(source.path)]
     return {path: data.fingerprint(path) for path in paths}
+
+
+def records(config: ConfigDict) -> dict[str, str]:
+    """{folder: what tells its shards from others} of the records that a config names, by their names and sizes."""
+    folders = [Path(config[name]) for name in ("data", "prompts") if config.get(name)]
+    shards = {folder: sorted(folder.glob(f"*{data.SUFFIX}")) for folder in folders}
+    lists = {folder: [(path.name, path.stat().st_size) for path in paths] for folder, paths in shards.items()}
+    return {
+        str(folder): hashlib.sha256(str(found).encode()).hexdigest()
+        for folder, found in lists.items()
+        if found
+    }
 
 
 def load(sources: Mapping[str, Source], key: Array, mesh: Mesh) -> dict[str, Any]:
