@@ -8,7 +8,7 @@ in the layers: the others are less than a thousandth of the work, and some would
 """
 
 import functools
-import importlib.util
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -65,8 +65,16 @@ def check(mode: Mode, device: jax.Device | None = None) -> None:
         raise UserError(
             f"{device.device_kind} has no products in fp8; set config.dit.linear_dtype = 'int8', or give --quantize {instead}."
         )
-    if importlib.util.find_spec("qwix") is None:
-        raise UserError("Quantisation takes the package qwix: pip install -e '.[quantize]'.")
+    _qwix()
+
+
+def _qwix() -> ModuleType:
+    """The package; UserError where it is not installed."""
+    try:
+        import qwix
+    except ImportError as error:
+        raise UserError("Quantisation takes the package qwix: pip install -e '.[quantize]'.") from error
+    return qwix
 
 
 def _multiplies_fp8(device: jax.Device) -> bool:
@@ -80,10 +88,8 @@ def _multiplies_fp8(device: jax.Device) -> bool:
 @functools.partial(jax.jit, static_argnames=("dtype", "over"))
 def quantized(x: Array, dtype: str, over: int = -1):
     """x as a QArray of 8-bit values, one scale for each slice along axis `over`: in int8 off by half a scale at most."""
-    import qwix
-
     scaled = [axis for axis in range(x.ndim) if axis != over % x.ndim]
-    return qwix.quantize(x.astype(jnp.float32), dtype, channelwise_axes=scaled)
+    return _qwix().quantize(x.astype(jnp.float32), dtype, channelwise_axes=scaled)
 
 
 def params(dit: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -102,9 +108,7 @@ def plain(x, dtype) -> Array:
     """A quantised array as numbers of `dtype`; any other as it is."""
     if not is_quantized(x):
         return x
-    import qwix
-
-    return qwix.dequantize(x).astype(dtype)
+    return _qwix().dequantize(x).astype(dtype)
 
 
 def promote(*arrays, dtype) -> list:
@@ -117,8 +121,6 @@ def dot_general(x: Array, kernel, dimensions, precision=None) -> Array:
     """`jax.lax.dot_general` of activations with a kernel, in 8 bits where the kernel is quantised; of x's dtype."""
     if not is_quantized(kernel):
         return jax.lax.dot_general(x, kernel, dimensions, precision)
-    import qwix
-
     ((over,), _), _ = dimensions
     with jax.numpy_dtype_promotion("standard"):  # of its sums in int32 with its scales
-        return qwix.dot_general(quantized(x, kernel.qtype, over), kernel, dimensions).astype(x.dtype)
+        return _qwix().dot_general(quantized(x, kernel.qtype, over), kernel, dimensions).astype(x.dtype)

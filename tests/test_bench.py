@@ -205,6 +205,19 @@ def test_a_fresh_process_finds_what_another_compiled():
         np.testing.assert_allclose(times["total_s"], parts, rtol=0.05)
 
 
+@pytest.mark.parametrize("decoder", ["tiny", "none"])
+def test_a_first_frame_of_a_warm_process_compiles_nothing(tmp_path, monkeypatch, decoder):
+    """Also where nothing else was measured before it, and after a stream, of which blocks are under way."""
+    monkeypatch.setattr(first, "apart", lambda argv: {"cold": {}, "cached": {}})
+    monkeypatch.setattr(bench.report, "show", lambda told: None)
+    file = tmp_path / "run.json"
+    for parts in ("first", "first,stream"):
+        flags = ["--decoder", decoder, "--parts", parts, "--blocks", "2", "--json", str(file)]
+        bench.main(["--config", TINY, "--size", "32x16", *flags])
+        warm = json.loads(file.read_text())["first_frame"]["warm"]
+        assert warm["compiled"] == 0 and warm["prompt_s"] > 0
+
+
 def test_a_fresh_process_s_mistake_is_told():
     with pytest.raises(flags.UserError, match="is no size that this network makes"):
         first.apart(["--config", TINY, "--size", "17x16"])

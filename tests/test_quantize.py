@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import types
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import tiny
 
 import sample
 from rfjax import cache, config, dit, flow, parity, quantize, rollout, sampler, teacher
+from rfjax.bench import __main__ as bench
 from rfjax.bench import eight_bits
 from rfjax.dit import KV
 from rfjax.errors import UserError
 from rfjax.golden import Golden
+from rfjax.preflight import __main__ as preflight
 from rfjax.rollout import Model, RolloutConfig
 from rfjax.stream import Stream
 from rfjax.tree import flatten
@@ -169,8 +172,11 @@ def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
         blocks = Stream(model, keys, (1, *tiny.FRAME), "rolling", 7)
         return np.concatenate([np.asarray(block) for block in blocks], 1)
 
-    # A key that lies between two numbers of 8 bits may fall to either: the two programs differ in the last bit before.
-    np.testing.assert_allclose(clip(model), clip(other), atol=5e-4)
+    kept, rounded, exact = map(clip, (model, other, tiny.model(roll)))
+    gap, effect = np.abs(kept - rounded), np.abs(kept - exact)
+    # The largest number of a token, where negative, lies between two numbers of 8 bits, and may fall to either: the two
+    # programs differ in the last bit before. It shows where such a key is read: in the last block, which alone sees the ring.
+    assert gap[:, :-1].max() < 1e-5 and gap.mean() < 0.3 * effect.mean()
 
 
 # What `python -m rfjax.bench quantize` tells
@@ -273,10 +279,23 @@ def test_what_is_missing_is_told(monkeypatch):
     settings.dit.linear_dtype = "int4"
     with pytest.raises(UserError, match="config.dit is not valid: linear_dtype"):
         sampler.load(settings)
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[quantize\]'"):
         sampler.load(config.load(str(ROOT / "configs/shapes.py")), quantize="kv8")
     sampler.load(config.load(str(ROOT / "configs/shapes.py")))
+
+
+@pytest.mark.parametrize("mode", ["int8", "kv8"])
+@pytest.mark.parametrize("command", [bench.main, preflight.main])
+def test_without_qwix_every_command_says_what_to_install(command, mode, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    tiny = ["--config", str(ROOT / "configs/tiny.py")]
+    with pytest.raises(SystemExit) as stop:
+        command(
+            [*tiny, "--config.dit.num_layers=5", "--quantize", mode]
+        )  # sizes that no other test has traced
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and "pip install -e '.[quantize]'" in said
 
 
 @pytest.mark.parametrize("name, value", [("--attention", "cudnn"), ("--attention", "splash")])

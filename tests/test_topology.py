@@ -275,6 +275,24 @@ def test_command_fails_in_one_sentence(args, says, capsys):
     assert stop.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
 
 
+def test_a_step_that_the_compiler_refuses_is_not_compiled_in_pieces(monkeypatch, tmp_path, capsys):
+    figures = FIGURES | {"buffers": [], "refused": "too much"}
+    monkeypatch.setattr(compiled, "measure", lambda named, chosen: dict.fromkeys(chosen, dict(figures)))
+    monkeypatch.setattr(compiled, "moved", lambda *_: pytest.fail("it would be refused as well"))
+    flags = [
+        "--config",
+        str(ROOT / "configs/tiny.py"),
+        "--topology",
+        "cpu:1",
+        "--json",
+        str(tmp_path / "told.json"),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        command.main(flags)
+    assert stop.value.code == 1 and "DOES NOT FIT" in capsys.readouterr().out
+    assert json.loads((tmp_path / "told.json").read_text())["programs"]["steady"]["refused"] == "too much"
+
+
 def test_a_chip_without_the_products_is_refused_before_anything_is_compiled(monkeypatch, capsys):
     chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v6 lite")
     monkeypatch.setattr(topology, "devices", lambda name: [chip])

@@ -35,7 +35,12 @@ def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> 
     told |= {"run": conditions(args, settings), "config": settings.to_dict()}
     reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
     wanted = [name for name in parts.PARTS if name in args.parts]
-    told["parts"] = parts.measure(model, wanted, captions, args.method, reader)
+    told["parts"] = {}
+    for name, figures in parts.measure(model, wanted, captions, args.method, reader):
+        print(
+            f"{name}: {report.milliseconds(figures['median_s'])}", flush=True
+        )  # all there is of a run that is cut off
+        told["parts"][name] = figures
     told["sent"] = parts.sent(model, captions, args.method)
     if "stream" in args.parts:
         told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks)

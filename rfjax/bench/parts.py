@@ -1,7 +1,7 @@
 """Each program of a stream alone, as it runs in the steady state: nothing masked, the cache full, the state donated."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,9 +23,9 @@ def measure(
     captions: list[str],
     method: str,
     reader: umt5.UMT5Config | None,
-) -> dict[str, Any]:
-    """{part: `timing.summary`, and "flops" where these are counted} of the wanted PARTS."""
-    clips, found = len(captions), {}
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(part, `timing.summary`, and "flops" where these are counted) of the wanted PARTS, one after another."""
+    clips = len(captions)
     bound = model.bind(captions)
     network = bound.dit.config
     tokens = int(np.prod(model.frame_shape[1:3])) // int(np.prod(network.patch_size))
@@ -40,12 +40,12 @@ def measure(
     }
     for name in wanted:
         with axes.on(model.where.decoder if name == "decode" else model.where.network):
-            found[name] = timing.summary(timing.timed(makers[name]()))
+            figures = timing.summary(timing.timed(makers[name]()))
         if name in counts:
-            found[name]["flops"] = counts[name]
-    if "decode" in found:
-        found["decode"]["flops"] = decode_flops(model, clips)
-    return found
+            figures["flops"] = counts[name]
+        if name == "decode":
+            figures["flops"] = decode_flops(model, clips)
+        yield name, figures
 
 
 def steady(

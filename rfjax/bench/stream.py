@@ -17,6 +17,12 @@ SAMPLES = 50  # of memory, at most, over a run
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what getrusage tells
 
 
+def first(model: sampler.Sampler, captions: list[str], method: str, decoded: bool) -> None:
+    """Makes the first block of a clip, as `arrivals` has it, and leaves nothing under way."""
+    blocks = model.latents(captions, 0, model.rollout.block_frames, method)
+    next(model.decode(blocks) if decoded else map(jax.block_until_ready, blocks))
+
+
 def arrivals(model: sampler.Sampler, captions: list[str], method: str, decoded: bool) -> Iterator[Any]:
     """Blocks of an endless clip as they are there: frames on the host, or latents on the device."""
     endless = int(rollout.ENDLESS) * model.rollout.block_frames

@@ -99,7 +99,8 @@ def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:
         raise UserError(f"There is no program {unknown[0]!r} here; --programs takes {', '.join(named)}.")
     print(f"{args.topology}: mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}")
     figures = compiled.measure(named, chosen)
-    if "steady" in chosen and args.method == "rolling":  # the other one loops over denoising steps too
+    whole = "refused" not in figures.get("steady", {"refused": "not asked for"})
+    if whole and args.method == "rolling":  # the other one loops over denoising steps too
         short = (programs.layered(settings, where, args.clips, layers) for layers in (1, 2))
         figures["steady"]["moved"] = compiled.moved(*short, network.num_layers)
     fits = report.show(figures, memory, chip, settings)
