@@ -189,6 +189,20 @@ def test_the_command_writes_its_folder(tmp_path, capsys, monkeypatch):
     assert "another run (not the same seed)" in fails(capsys, *RUN, "--seed", "1", "--out", str(out))
 
 
+def test_two_methods_are_compared_clip_by_clip():
+    """Where every clip has half the drift, so has every resample, however much the clips differ."""
+    theirs = [0.1, 0.4, 0.9]
+    methods = {"a": [value / 2 for value in theirs], "b": theirs}
+    told = report.compared(
+        {name: [{"change": {"score": value}} for value in some] for name, some in methods.items()}
+    )
+    *_, ours, other = told.splitlines()
+    error = np.std(theirs, ddof=1) / np.sqrt(3)
+    assert ours == f"| a | {np.mean(theirs) / 2:.3f} ± {error / 2:.3f} | 0.50 (0.50 … 0.50) |"
+    assert other == f"| b | {np.mean(theirs):.3f} ± {error:.3f} | 1 |"
+    assert "| a | 0.000 | – |" in report.compared({name: [{"change": {"score": 0.0}}] for name in "ab"})
+
+
 def test_measures_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     curve = {"a": np.array([[1.0, 2.0, np.nan], [2.0, 4.0, np.nan]]), "b": np.ones((2, 3))}

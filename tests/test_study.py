@@ -423,8 +423,8 @@ def test_a_row_stands_beside_those_of_a_study_elsewhere(place, monkeypatch, caps
         "elsewhere",
     )
     said = capsys.readouterr().out
-    assert "| Self Forcing as published * |" in said and "| ODE initialisation only |" in said
-    assert "3 of 3 judged" in said and "* judged elsewhere" in said
+    assert "| Self Forcing as published \\* |" in said and "| ODE initialisation only |" in said
+    assert "3 of 3 judged" in said and r"\* judged elsewhere" in said
     here, whole = (json.loads(Path(folder, "study.json").read_text()) for folder in ("here", "whole"))
     assert list(here) == list(whole)
     for name, row in whole.items():
@@ -442,7 +442,10 @@ def test_a_study_elsewhere_that_does_not_fit_is_refused(place, monkeypatch, caps
     assert "it has not the same seconds" in fails(capsys, *beside, "--seconds", "12")
     path = Path("elsewhere/clips.csv")
     whole = path.read_text()
-    for damaged in (whole[:-20], whole.replace("0.", "O."), ""):
+    assert "it has not the same prompts, seconds" in fails(
+        capsys, "--table", *beside[:2], "--beside", "elsewhere", "--prompts", "64", "--seconds", "120"
+    )
+    for damaged in (whole[:-20], whole.replace("0.", "O."), "", whole.rsplit("\n", 2)[0] + "\n"):
         path.write_text(damaged)
         assert "elsewhere/clips.csv is damaged" in fails(capsys, "--table", *beside)
     path.write_text(whole.replace("self_forcing", "mine"))

@@ -44,7 +44,12 @@ def parse(argv):
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
     add("--quantize", choices=quantize.MODES, help="judge the model in 8 bits")
-    add("--batch", type=int, default=8, help="clips rolled out together (default %(default)s)")
+    add(
+        "--batch",
+        type=int,
+        default=8,
+        help="clips rolled out together, on which their noise depends (default %(default)s)",
+    )
     add("--objects", type=int, choices=(1, 2), default=1, help="in a rendered clip (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other clips")
     add(
@@ -101,13 +106,12 @@ def of_model(args):
         }
         if args.out:
             sheets(methods, scenes, task, place)
-    return told(methods)
+    return told(methods, f"{report.compared(methods)}\n\n" if len(methods) > 1 else "")
 
 
-def told(methods):
-    """{name: scores} → text, figures, {name: curves}."""
-    text = report.compared(methods) + "\n" if len(methods) > 1 else ""
-    text += "\n".join(f"## {name}\n\n{report.tables(scores)}" for name, scores in methods.items())
+def told(methods, before=""):
+    """{name: scores} → text that begins with `before`, figures, {name: curves}."""
+    text = before + "\n".join(f"## {name}\n\n{report.tables(scores)}" for name, scores in methods.items())
     figures = {name: {"summary": report.summary(scores), "clips": scores} for name, scores in methods.items()}
     return text, figures, {name: report.curves(scores) for name, scores in methods.items()}
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from rfjax import drift
 from rfjax.score import ATTRIBUTES, DRIFTS, KEPT, LEVELS, REFERENCE, WINDOW
-from rfjax.statistics import mean_error
+from rfjax.statistics import bootstrap_ratio, mean_error
 
 SECONDS = (2, 5, 10, 20, 30, 60, 120)  # shown in the tables of drift by second
 
@@ -52,12 +52,17 @@ def score_table(scores):
 
 
 def compared(methods):
-    """The drift scores of several methods, {name: scores}, in one table."""
-    lines = ["| drift score | mean ± standard error over clips |", "|---|---|"]
-    for name, scores in methods.items():
-        found = summary(scores)["drift score"]
-        lines.append(f"| {name} | {_with_error(*found.values(), '.3f')} |")
-    return "\n".join(lines) + "\n"
+    """The drift scores of several methods, {name: scores}, in one table, and each one's ratio to the last, paired by clips."""
+    drifts = {name: [[clip["change"]["score"] for clip in scores]] for name, scores in methods.items()}
+    last = list(drifts)[-1]
+    lines = [f"| drift score | mean ± standard error over clips | ratio to {last} (95 %) |", "|---|---|---|"]
+    for name, values in drifts.items():
+        ratio = "1" if name == last else "–"
+        if name != last and np.mean(drifts[last]) > 0:
+            value, low, high, _ = bootstrap_ratio(values, drifts[last])
+            ratio = f"{value:.2f} ({low:.2f} … {high:.2f})"
+        lines.append(f"| {name} | {_with_error(*mean_error(values[0]), '.3f')} | {ratio} |")
+    return "\n".join(lines)
 
 
 def _right_table(scores):
@@ -121,11 +126,8 @@ def _drift_table(scores):
 
 def _kept_table(scores):
     lines = [
-        f"Motion of the last {WINDOW} s against the first, mean ± standard error over the clips whose",
+        f"Motion of the last {WINDOW} s against the first, mean ± standard error over the clips whose motion has it",
         "",
-    ]
-    lines[0] += " motion has it"
-    lines += [
         f"| {' | '.join(f'{name} ({unit})' for name, unit in KEPT.items())} |",
         "|---" * len(KEPT) + "|",
     ]

@@ -83,8 +83,7 @@ def main(argv=None) -> None:
         print(told(study))
         return
     study = work.as_judged(study) if args.table else study
-    run = work.noted(study) if args.table else work.identity(study)
-    others = clips.beside(Path(args.beside), run) if args.beside else {}
+    others = clips.beside(Path(args.beside), work.noted(study) or work.identity(study)) if args.beside else {}
     after = functools.partial(table.publish, study, others)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")

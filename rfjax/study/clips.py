@@ -43,7 +43,7 @@ def read(folder: Path) -> Values:
         for name, seed, _, *numbers in rest:
             clip = dict(zip(measures, map(float, numbers), strict=True))
             lines.setdefault(name, {}).setdefault(int(seed), []).append(clip)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}); take it again from where it came.") from error
     return {name: {seed: columns(clips) for seed, clips in seeds.items()} for name, seeds in lines.items()}
 
@@ -54,13 +54,19 @@ def columns(clips: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def beside(folder: Path, run: dict[str, Any]) -> Values:
-    """What another study has judged; UserError where it was not judged as `run` says, or not from the same starts."""
+    """What another study has judged; UserError where not as `run` says, the starts included, or where it is not whole."""
     note = folder / keep.RUN
     if not note.is_file():
         raise UserError(f"There is no {note}, which says how clips were judged; it belongs beside {FILE}.")
-    if run and (differ := keep.differences(keep.read(note), run)):
+    if differ := keep.differences(keep.read(note), run):
         raise UserError(f"The study in {folder} cannot stand beside this one: it has not the same {differ}.")
     values = read(folder)
+    for name, seeds in values.items():
+        for seed, clips in seeds.items():
+            if (count := len(next(iter(clips.values())))) != run["prompts"]:
+                raise UserError(
+                    f"{folder / FILE} is damaged: of {name}, seed {seed}, it has {count} clips of {run['prompts']}."
+                )
     if unknown := values.keys() - ROWS.keys():
         raise UserError(
             f"{folder / FILE} has rows that are not in rfjax/study/rows.py: {', '.join(sorted(unknown))}."

@@ -1,6 +1,7 @@
 """What is finished of the study as a table, as JSON, and in pictures."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,15 @@ def _row(name: str, found: Values, tables) -> dict[str, Any]:
     return figures
 
 
-def text(study: Study, found: dict[str, dict[str, Any]], others: tuple[str, ...] = ()) -> str:
-    """The figures as Markdown; `others` are rows that were judged elsewhere, and are marked so."""
+def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str] = ()) -> str:
+    """The figures as Markdown; `others` are rows that were judged elsewhere."""
     if not found:
         return "Nothing is judged yet.\n"
     done = sum(len(row["seeds"]) for name, row in found.items() if name not in others)
-    found = {
-        name: row | {"title": f"{row['title']} *"} if name in others else row for name, row in found.items()
-    }
     parts = [
         f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
-        "* judged elsewhere, with the same starts and captions" if others else "",
+        r"\* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
         "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
@@ -180,7 +178,9 @@ def publish(study: Study, others: Values | None = None) -> str:
     ours, others = values(found), {name: row for name, row in (others or {}).items() if name not in found}
     both = ours | others
     numbers = figures({name: both[name] for name in ROWS if name in both})
-    words = text(study, numbers, tuple(others))
+    for name in others:
+        numbers[name]["title"] += r" \*"
+    words = text(study, numbers, others)
     if not found:
         return words
     clips.write(study.workdir, ours)
@@ -192,7 +192,7 @@ def publish(study: Study, others: Values | None = None) -> str:
 
 
 def _draw(study: Study, found: Scores, numbers) -> None:
-    scores = {row["title"]: row["measures"][DRIFT] for row in numbers.values()}
+    scores = {row["title"].replace("\\", ""): row["measures"][DRIFT] for row in numbers.values()}
     drifts = {title: (one["mean"], one["error"], one["by seed"]) for title, one in scores.items()}
     label = f"drift score after {study.seconds:g} s, ± standard error; a dot is a training seed"
     draw.bars(drifts, label, study.workdir / "drift.png")
