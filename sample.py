@@ -148,7 +148,7 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
     prompts = list(args.prompt)
     if args.prompts_file:
         try:
-            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
+            lines = Path(args.prompts_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise UserError(f"Cannot read the prompts in {args.prompts_file}: {why}.") from error

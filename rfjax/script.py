@@ -41,7 +41,7 @@ def read(path: str, seconds: float | None) -> tuple[list[Line], float]:
         rise, or lie beyond `seconds`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"Cannot read the script {path}: {why}.") from error

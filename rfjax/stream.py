@@ -49,6 +49,7 @@ class Stream:
         self._begin(keys, given)
 
     def _begin(self, keys: Array, given: Iterable[Array]) -> None:
+        self.state = None  # there is not always room for two
         with axes.on(self._mesh):
             self.state = begin(self.model, self._method, keys.shape[0], self._frame_shape, self._recall)
         self.index = 0  # of the next rolling window, or Self-Forcing block

@@ -230,6 +230,8 @@ class FramesWriter(Writer):
 
     def _open(self):
         for folder in (self.path, self.partial):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file, not a folder; give --out another name.")
             if folder.is_dir() and any(folder.iterdir()):
                 raise UserError(f"{folder}/ already holds files; remove it or choose another folder.")
         self._made = not self.partial.exists()

@@ -42,6 +42,7 @@ def test_lines_are_times_and_prompts():
     assert seconds == 3610
     assert lines[1].place == "story.txt, line 4"
     assert read(f"0:00 {RED}", 3.5)[1] == 3.5
+    assert read(f"\ufeff0:00 {RED}")[0][0].prompt == RED  # as some editors begin a file
 
 
 @pytest.mark.parametrize(

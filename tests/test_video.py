@@ -196,6 +196,7 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path, name):
         ("clip.mp4", {"crf": 52}, "crf"),
         ("clip.mp4", {"fps": float("nan")}, "positive"),
         ("full/", {}, "already holds files"),
+        ("full/photo.png/", {}, "photo.png is a file, not a folder"),
         ("x" * 300 + ".mp4", {}, "Cannot write"),
     ],
 )
