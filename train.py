@@ -172,13 +172,14 @@ def make_report(config, run: Run, fixed, workdir, kept):
     fps = latent.video(config).fps
 
     def report(log, state, step):
-        exported = run.export(state, fixed)
-        save(exported, workdir)
+        save(run.export(state, fixed), workdir)
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         log.clips(step, *run.sample(state, fixed, key), fps)
         values = run.evaluate(state, fixed)
         if kept.better(values):
-            save(exported, workdir / "best")
+            save(
+                run.export(state, fixed), workdir / "best"
+            )  # anew: it may be large, and is not kept while clips are made
             if distributed.is_main():
                 kept.note_best(step, values)
         log.scalars(step, values)  # the last: a run that goes on asks whether it is there

@@ -224,9 +224,12 @@ def remember(config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     fields = json.loads(config.to_json_best_effort())
-    if path.exists() and _steps(workdir)[1]:  # of a run that saved nothing there is nothing to go on with
+    saved = bool(_steps(workdir)[1])  # of a run that saved nothing there is nothing to go on with
+    if path.exists() and saved:
         _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
     if distributed.is_main():
+        if not saved:
+            (workdir / "best.json").unlink(missing_ok=True)
         _write_json(path, fields)
     distributed.agree(True)  # now it is written
     if not distributed.agree(path.exists()):

@@ -133,7 +133,8 @@ def to_torch(
 
 def _is_wans(path: str, source: Source) -> bool:
     """Whether statistics of latents are those that PyTorch's code has in itself."""
-    return np.array_equal(source.load(path, None), WAN_LATENT_STATISTICS[path])
+    found = source.load(path, None)
+    return np.array_equal(found, WAN_LATENT_STATISTICS[path].astype(found.dtype))
 
 
 def _read(

@@ -205,7 +205,7 @@ def test_a_fresh_process_finds_what_another_compiled():
         np.testing.assert_allclose(times["total_s"], parts, rtol=0.05)
 
 
-@pytest.mark.parametrize("decoder", ["tiny", "none"])
+@pytest.mark.parametrize("decoder", ["wan", "none"])
 def test_a_first_frame_of_a_warm_process_compiles_nothing(tmp_path, monkeypatch, decoder):
     """Also where nothing else was measured before it, and after a stream, of which blocks are under way."""
     monkeypatch.setattr(first, "apart", lambda argv: {"cold": {}, "cached": {}})

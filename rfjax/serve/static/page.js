@@ -85,12 +85,12 @@ function reply({type, ...told}) {
   if (type === "hello") return greeted(told);
   if (type === "started") return started(told);
   if (type === "prompted") {
-    Object.assign(state, {prompt: told.prompt, wanted: same(told.prompt, state.wanted) ? "" : state.wanted});
+    Object.assign(state, {prompt: told.prompt, wanted: awaited(told.prompt)});
     state.sent.push({...told, at: state.asking});
   } else if (type === "refused") denied(told);
   else if (type === "figures") {
     state.dropped = told.dropped;
-    status(`${told.taken} of ${told.places} ${told.places === 1 ? "place" : "places"} taken`);
+    if (state.phase === "playing") status(`${told.taken} of ${told.places} ${told.places === 1 ? "place" : "places"} taken`);
   }
   written();
 }
@@ -117,19 +117,22 @@ function started(told) {
   player.clear();
   player.held = false;
   player.skipped = 0;
-  Object.assign(state, {begun: true, dropped: 0, prompt: told.prompt, wanted: "", shown: ""});
+  Object.assign(state, {begun: true, dropped: 0, prompt: told.prompt, wanted: awaited(told.prompt), shown: ""});
   state.sent = [{prompt: told.prompt, number: 0, at: state.asked}];
   strip.reset(state.hello.width / state.hello.height);
   written();
 }
+
+// What is still on its way once this prompt is there.
+const awaited = (text) => (same(text, state.wanted) ? "" : state.wanted);
 
 function denied({code, message}) {
   if (code === "late") return; // a newer one is on its way
   state.wanted = "";
   $("hint").textContent = message;
   if (code === "full") phase("full", message);
-  else if (state.phase === "starting") {
-    link.send("stop"); // the stream before it, if there is one, goes on otherwise
+  else if (state.phase === "starting" && !state.begun) {
+    link.send("stop"); // a stream that was to begin anew would go on, seen by nobody
     phase("ready");
   }
 }
@@ -158,7 +161,8 @@ function shown(entry, now) {
 }
 
 function lost(reason) {
-  if (["starting", "playing", "paused"].includes(state.phase)) state.resume ||= state.wanted || state.prompt;
+  if (state.phase === "starting") state.resume ||= state.wanted || state.prompt;
+  if (["playing", "paused"].includes(state.phase)) state.resume ||= state.prompt;
   state.begun = false;
   player.clear();
   if (recorder.running) record();
@@ -198,7 +202,8 @@ function phase(name, why = "") {
   $("curtain").setAttribute("aria-label", able && !runs ? "Start the video" : WORDS[name]);
   $("pause").textContent = {playing: "Pause", paused: "Go on"}[name] ?? "Start";
   for (const id of ["pause", "reseed"]) $(id).disabled = !able || name === "starting";
-  for (const id of ["restart", "stop"]) $(id).disabled = !runs;
+  $("restart").disabled = !runs || name === "starting";
+  $("stop").disabled = !runs;
   $("record").disabled = !recorder.kind || !["playing", "paused"].includes(name);
   status({ready: "Ready", starting: "Starting", playing: "On air", paused: "Paused"}[name] ?? WORDS[name]);
 }
@@ -304,13 +309,12 @@ const BUTTONS = {r: "restart", n: "reseed", v: "record", s: "stop", " ": "pause"
 
 document.addEventListener("keydown", (event) => {
   if (event.target === prompt) return inSentence(event);
-  if (event.repeat) return; // a key that is held
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || event.target.id === "seed") return;
   if (event.key === " " && event.target.closest("button, summary")) return; // it presses what has the focus
   const key = event.key.toLowerCase();
   if (!KEYS[key] || (BUTTONS[key] && $(BUTTONS[key]).disabled)) return;
   event.preventDefault();
-  KEYS[key]();
+  if (!event.repeat) KEYS[key](); // a key that is held is pressed once
 });
 
 function inSentence(event) {
