@@ -29,6 +29,7 @@ from rfjax import (
     quantize,
     sampler,
     script,
+    shapes,
     video,
 )
 from rfjax.errors import Parser, UserError, exit_cleanly, interrupts
@@ -306,6 +307,8 @@ def stream(
             begin, recall = model.encode(given), args.change.recache
             clip = prompts, args.seed, model.latent_frames(total), args.method, begin, recall
             latents = script.play(lines, model, model.latents(*clip), len(prompts), args.change)
+            if "umt5" not in settings:
+                note_unlearnt([*prompts, *(line.prompt for line in lines[1:])])
             if not (args.prompt or args.prompts_file or args.script):
                 print(f'No --prompt given: showing "{prompts[0]}".')
             return clips, *produce(model.decode(tee(latents, collected)), clips, total)
@@ -315,6 +318,18 @@ def stream(
                 seconds = float(writer.frames / writer.fps)
                 print(f"Stopped early; the first {seconds:.1f} s are in {writer.partial}", file=sys.stderr)
         raise
+
+
+def note_unlearnt(prompts: list[str]) -> None:
+    """Says of the small world's prompts which are no sentences as its models have learnt them, though all words are known."""
+    for prompt in dict.fromkeys(prompts):
+        try:
+            shapes.parse(prompt)
+        except UserError:
+            print(
+                f'Note: the model has learnt sentences such as "{shapes.EXAMPLE}"; "{prompt}" may show anything.',
+                file=sys.stderr,
+            )
 
 
 def tee(blocks: Iterable, collected: list | None) -> Iterator:

@@ -131,6 +131,13 @@ def test_clip_sheet_and_latents(fake, capsys):
     assert "a.mp4: 20 frames, 2.5 s" in told and STAR in told and "frames/s" in told
 
 
+def test_a_prompt_that_is_no_sentence_of_the_small_world_is_noted(fake, capsys):
+    run("--prompt", STAR, "--prompt", "a red over blue", "--seconds", "1")
+    assert capsys.readouterr().err.count("Note: ") == 1
+    run("--prompt", "a red over blue", "--num_samples", "2", "--seconds", "1")
+    assert capsys.readouterr().err.count('; "a red over blue" may show anything.') == 1
+
+
 def test_a_clip_begins_with_a_picture_made_to_fit(fake):
     Image.new("RGB", (24, 48), (200, 200, 200)).save("tall.png")
     run("--image", "tall.png", "--save_latents", "a.npz", "--seconds", "2")

@@ -20,13 +20,13 @@ import pytest
 import tiny
 from PIL import Image
 
-from rfjax import cache, config, sampler, shapes
+from rfjax import cache, config, data, drift, sampler, shapes
 from rfjax.evaluate import __main__ as evaluate
 from rfjax.evaluate import draw, generate, report
 from rfjax.score import score
 from rfjax.stages import distill
 from rfjax.study import __main__ as command
-from rfjax.study import rows, table, work
+from rfjax.study import clips, rows, table, work
 from rfjax.study.rows import ROWS, Study
 
 DRAW = table._draw
@@ -433,6 +433,25 @@ def test_a_row_stands_beside_those_of_a_study_elsewhere(place, monkeypatch, caps
         for measure, told in row["ratios"].items():
             assert here[name]["ratios"][measure] == pytest.approx(told, rel=1e-5)
     assert "self_forcing" not in Path("here/clips.csv").read_text()
+
+
+def test_the_published_study_can_stand_beside_one_from_the_files_in_the_repository():
+    root = CONFIGS.parents[1]
+    base = config.load(CONFIGS / "rolling_forcing.py")
+    shipped = {
+        base.init_from: "weights/shapes_ode.safetensors",
+        base.teacher: "weights/shapes_teacher.safetensors",
+        base.critic_init: "weights/shapes_teacher.safetensors",
+        base.vae_weights: "rfjax/assets/shapes/vae.safetensors",
+    }
+    run = {name: getattr(Study(Path("none")), name) for name in work.NUMBERS} | {"judge": drift.VERSION}
+    run |= {f"contents of {path}": data.fingerprint(root / file) for path, file in shipped.items()}
+    published = clips.beside(root / "docs/logs/study", run)
+    told = table.figures(published)
+    assert list(told) == list(json.loads((root / "docs/logs/study/study.json").read_text()))
+    text = (root / "docs/logs/study/study.md").read_text()
+    for row in told.values():
+        assert f"| {row['title']} | {row['measures']['drift score']['mean']:.3f} ± " in text
 
 
 def test_a_study_elsewhere_that_does_not_fit_is_refused(place, monkeypatch, capsys):
