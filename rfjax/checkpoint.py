@@ -222,8 +222,7 @@ def remember(config, workdir: Path) -> None:
       UserError: it holds a run whose config differs in more than FREE fields, or not all processes see it.
       OSError: it cannot be written.
     """
-    path = workdir / "config.json"
-    fields = json.loads(config.to_json_best_effort())
+    path, fields = workdir / "config.json", json.loads(config.to_json_best_effort())
     saved = bool(_steps(workdir)[1])  # of a run that saved nothing there is nothing to go on with
     if path.exists() and saved:
         _refuse_other(workdir, _flat(json.loads(path.read_text())), _flat(fields))
@@ -254,13 +253,11 @@ def remember_contents(contents: Mapping[str, str], workdir: Path) -> None:
 
 
 def _refuse_other(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    missing = "missing"
     for name in sorted(there | here):
-        free = name.split(".")[0] in FREE
-        if not free and there.get(name, missing) != here.get(name, missing):
+        one, other = (fields.get(name, "missing") for fields in (there, here))
+        if one != other and name.split(".")[0] not in FREE:
             raise UserError(
-                f"{workdir} holds a run with config.{name} = {there.get(name, missing)!r}, not "
-                f"{here.get(name, missing)!r}; use another --workdir, or set it as it was."
+                f"{workdir} holds a run with config.{name} = {one!r}, not {other!r}; use another --workdir, or set it as it was."
             )
 
 
