@@ -176,10 +176,10 @@ def publish(study: Study, others: Values | None = None) -> str:
 
     others: what was judged elsewhere, for the rows that are not judged here.
     """
-    ours = values(collect(study._replace(rows=tuple(ROWS))))
-    found = collect(study)
-    shown = {name: row for name, row in ours.items() if name in found}
-    both = shown | {name: ours.get(name, row) for name, row in (others or {}).items()}
+    judged = collect(study._replace(rows=tuple(ROWS)))
+    found, ours = {name: judged[name] for name in study.rows if name in judged}, values(judged)
+    both = {name: ours[name] for name in found}
+    both |= {name: ours.get(name, row) for name, row in (others or {}).items()}
     elsewhere = both.keys() - ours.keys()
     numbers = figures({name: both[name] for name in ROWS if name in both})
     words = text(study, numbers, elsewhere)
