@@ -224,13 +224,16 @@ class Block(nn.Module):
         k = RMSNorm(c.eps, name="self_norm_k")(Linear(c.dim, dtype=c.dtype, name="self_k")(y))
         v = Linear(c.dim, dtype=c.dtype, name="self_v")(y)
         q, k, v = (split_heads(a, c.num_heads) for a in (q, k, v))
-        keys, values = rope.apply(k, scene.window), v
         if past is not None:
             past = KV(*(quantize.plain(a, c.dtype) for a in seen(past, scene.slots)))
-            keys = jnp.concatenate([rope.apply(past.k, scene.past), keys], 1)
-            values = jnp.concatenate([past.v, values], 1)
-        y = attention.attend(rope.apply(q, scene.window), keys, values, scene.mask, c.attention)
+            past = KV(rope.apply(past.k, scene.past), past.v)
+        y = self.look(rope.apply(q, scene.window), KV(rope.apply(k, scene.window), v), past, scene)
         return Linear(c.dim, dtype=c.dtype, name="self_o")(join_heads(y, frames)), KV(k, v)
+
+    def look(self, q: Array, own: KV, past: KV | None, scene: Scene) -> Array:
+        """Attention of the window's queries over the past and the window itself, keys and queries rotated."""
+        kv = own if past is None else KV(*(jnp.concatenate(pair, 1) for pair in zip(past, own)))
+        return attention.attend(q, kv.k, kv.v, scene.mask, self.config.attention)
 
     def cross_attention(self, y: Array, text_kv: KV) -> Array:
         c, frames = self.config, y.shape[1]
