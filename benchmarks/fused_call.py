@@ -2,8 +2,8 @@
 
     python benchmarks/fused_call.py [--config configs/shapes.py] [--size 64x64]
 
-Both do the same work and give the same numbers, which is seen to before anything is timed; then they take turns. In the one pass the
-window sees the finished block's keys as this pass makes them, and each of the two parts has its own past: attention is in two pieces.
+Both do the same work and give the same numbers, which is seen to before anything is timed; then they take turns. In the one pass
+the window sees the finished block's keys as this pass makes them, and each part has its own past: attention is in two pieces.
 """
 
 import functools
@@ -56,7 +56,7 @@ def in_two(seen: int, look, args, kwargs, context) -> Array:
     n = past.k.shape[1] // scene.slots.size
 
     def attend(queries, old, new):
-        kv = (jnp.concatenate([a[:, old], b[:, new]], 1) for a, b in zip(past, own))
+        kv = (jnp.concatenate([a[:, old], b[:, new]], 1) for a, b in zip(past, own, strict=True))
         return attention.attend(q[:, queries], *kv, None, context.module.config.attention)
 
     first, rest = slice(n), slice(n, None)

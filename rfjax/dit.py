@@ -232,7 +232,7 @@ class Block(nn.Module):
 
     def look(self, q: Array, own: KV, past: KV | None, scene: Scene) -> Array:
         """Attention of the window's queries over the past and the window itself, keys and queries rotated."""
-        kv = own if past is None else KV(*(jnp.concatenate(pair, 1) for pair in zip(past, own)))
+        kv = own if past is None else jax.tree.map(lambda *pair: jnp.concatenate(pair, 1), past, own)
         return attention.attend(q, kv.k, kv.v, scene.mask, self.config.attention)
 
     def cross_attention(self, y: Array, text_kv: KV) -> Array:
