@@ -3,8 +3,8 @@
     python -m rfjax.data latents --config configs/shapes_teacher.py
     python train.py --config configs/shapes_teacher.py --workdir runs/teacher
 
-Expected: after 4,000 steps, on held-out captions, colour, background and size right, shape in about 8 clips of 10; motion is not
-judged on clips this short. 15 minutes for the latents and 40 for the training on 2 CPU cores (1.7 steps a second).
+Expected: after 4,000 steps, on held-out captions, colour, background and size right, shape in about 8 clips of 10; of motion,
+clips this short tell little. 15 minutes for the latents and 40 for the training on 2 CPU cores (1.7 steps a second).
 """
 
 import runpy

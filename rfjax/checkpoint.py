@@ -20,7 +20,7 @@ import safetensors
 from orbax.checkpoint import checkpoint_managers
 from safetensors import SafetensorError
 
-from rfjax import distributed, tensorfile, tree
+from rfjax import distributed, files, tensorfile, tree
 from rfjax.errors import FULL, UserError
 
 # Fields of a config that a run may change on its way; all others make it another run.
@@ -209,7 +209,8 @@ def _write_json(path: Path, content) -> None:
 
 
 def make(workdir: Path) -> None:
-    """Makes the run's folder. UserError where a file is; OSError where it cannot be made."""
+    """Makes the run's folder. UserError where a file is, or for a bucket; OSError where it cannot be made."""
+    files.refuse_bucket(workdir)
     if workdir.is_file():
         raise UserError(f"{workdir} is a file; give --workdir a folder.")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -230,8 +231,7 @@ def remember(config, workdir: Path) -> None:
         if not saved:
             (workdir / "best.json").unlink(missing_ok=True)
         _write_json(path, fields)
-    distributed.agree(True)  # now it is written
-    if not distributed.agree(path.exists()):
+    if not distributed.seen(path):
         raise UserError(f"Not every process sees {workdir}; give a --workdir that all machines share.")
 
 
@@ -396,5 +396,5 @@ def _check_fit(path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) ->
         if found[name] != shape:
             raise UserError(
                 f"{path}: {name} is {list(found[name])}, but this network needs {list(shape)}; "
-                "give the config it was trained with."
+                "give the config it was trained with (of a teacher, its sizes in config.teacher_dit)."
             )

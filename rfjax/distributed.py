@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAM
 FAILED = "rfjax/failed"  # the key under which a process that fails says why
 UNHEARD = (jax.errors.JaxRuntimeError, ValueError)  # of a service that is gone, or was never there
 LOOK = 1.0  # seconds between two looks there
+PATIENCE = 70.0  # seconds until a file that process 0 has made is taken not to come
 
 
 def detected() -> bool:
@@ -72,6 +74,18 @@ def tell(text: str) -> None:
 def agree(here: bool) -> bool:
     """Whether it is true in every process. All wait for each other."""
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def seen(path: Path) -> bool:
+    """Whether every process sees what process 0 has made before it asks. All wait for each other.
+
+    A client of a network file system may remember for a minute that nothing was there (nfs(5): acdirmax).
+    """
+    agree(True)  # now it is made
+    end = time.monotonic() + PATIENCE
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(LOOK)
+    return agree(path.exists())
 
 
 def whole(array) -> np.ndarray:
@@ -133,6 +147,10 @@ def together():
     if jax.process_count() == 1:
         yield
         return
+    if not _joined():
+        raise UserError(
+            f"This is one of {jax.process_count()} processes that have not joined; give --distributed to each of them."
+        )
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
     watcher.start()
@@ -144,6 +162,14 @@ def together():
     finally:
         over.set()
         watcher.join()
+
+
+def _joined() -> bool:
+    """Whether `start` was called, or jax has found the other processes by itself."""
+    try:
+        return multihost.get_jax_distributed_client() is not None
+    except ValueError:  # orbax's word for none
+        return False
 
 
 def _watch(over: threading.Event) -> None:

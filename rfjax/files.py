@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,17 @@ except ImportError:  # Windows has no such locks
 UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, 524)
 
 
+def refuse_bucket(name: str | os.PathLike) -> None:
+    """UserError for a bucket's address such as gs://…, which would become a folder here of that name."""
+    if re.match(r"[a-z][a-z0-9]+:/", str(name)):  # pathlib makes one slash of two
+        raise UserError(
+            f"{name} is no folder of this machine; mount the bucket, and give the folder where it is mounted."
+        )
+
+
 def check_writable(name: str) -> None:
     """UserError where a file of this name cannot be written; asked before work whose result goes there."""
+    refuse_bucket(name)
     folder = Path(name).absolute().parent
     if Path(name).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(

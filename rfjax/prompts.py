@@ -28,7 +28,7 @@ def _extra(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"Prompts for Wan need {name}: pip install 'rfjax[wan]'.") from error
+        raise UserError(f"Prompts for Wan need {name}: pip install -e '.[wan]'.") from error
 
 
 def clean(text: str) -> str:

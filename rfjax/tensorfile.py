@@ -114,7 +114,7 @@ def torch_module():
         import torch
     except ImportError as error:
         raise UserError(
-            "Files of PyTorch need torch: pip install 'rfjax[convert]', or use .safetensors."
+            "Files of PyTorch need torch: pip install -e '.[convert]', or use .safetensors."
         ) from error
     return torch
 

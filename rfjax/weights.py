@@ -96,7 +96,7 @@ def _fetch(name: str, places: Sequence[Place], by_hand: str) -> Path:
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
-        said = f"To fetch {file} from {repo}, install huggingface_hub: pip install 'rfjax[wan]'."
+        said = f"To fetch {file} from {repo}, install huggingface_hub: pip install -e '.[wan]'."
         raise UserError(said) from error
     if file.endswith((".pt", ".pth")):
         tensorfile.torch_module()  # asked for before gigabytes are fetched that could not be read

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from rfjax import config
+from rfjax import config, stages
 from rfjax.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -95,6 +95,35 @@ def test_quick_variant_is_shorter_and_keeps_to_files_of_its_own(stage):
     assert {path.rsplit("/", 1)[0] for path in weights} <= {f"runs/quick/{run}" for run in STAGES}
     if "data" in quick:
         assert quick.data.startswith("data/quick/") and quick.made_by.endswith(".py:quick")
+
+
+@pytest.mark.parametrize("name", ["wan_teacher", "wan_teacher_forcing", "wan_ode", "wan_distill_14b"])
+def test_a_stage_takes_all_that_it_reads_from_the_config_of_wans_size(name):
+    settings = config.load(f"{CONFIGS}/{name}.py")
+    settings.vae_weights = ""  # whose file is not here
+    stage = stages.STAGES[settings.stage]
+    for part in (
+        stage.networks,
+        stage.frozen,
+        stage.update,
+        stage.export,
+        stage.sample,
+        stage.evaluate,
+        stage.measures,
+    ):
+        with config.read_by(settings.stage, settings):
+            part(settings)
+
+
+def test_the_teacher_learns_from_the_records_of_teacher_forcing():
+    one, other = (config.load(f"{CONFIGS}/{name}.py") for name in ("wan_teacher", "wan_teacher_forcing"))
+    assert one.data == other.data and one.frames <= other.record_frames
+    assert (one.video, one.vae, one.umt5, one.negative_prompt) == (
+        other.video,
+        other.vae,
+        other.umt5,
+        other.negative_prompt,
+    )
 
 
 def test_variant_that_is_not_there_is_told():

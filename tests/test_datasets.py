@@ -187,6 +187,8 @@ def test_negative_prompt_is_encoded_beside_the_records(weights, prompt_folder):
     np.testing.assert_array_equal(latent.negative(other), latent.negative(settings))
     with pytest.raises(UserError, match="no encoded negative prompt none/negative.*encode-prompts"):
         latent.negative(settings_of(weights, "none"))
+    with pytest.raises(UserError, match="config.negative_prompt is 'dark', but .* has 'blurry grey' encoded"):
+        latent.negative(settings_of(weights, prompt_folder / "made", negative_prompt="dark"))
 
 
 def test_empty_negative_prompt_is_the_end_mark_alone(weights, tmp_path):
@@ -284,6 +286,8 @@ def test_video_records_are_their_clips_through_the_vae(weights, video_folder, ca
     batch = STAGES["teacher_forcing"].data(settings)[0]
     assert batch["latents"].shape == (2, 4, 4, 6, 4) and batch["context"].shape == (2, 7, 8)
     assert latent.negative(settings).any()
+    prompts = latent.prompts(settings)[0]  # of the videos' captions
+    assert set(prompts) == {"context"} and prompts["context"].shape == (2, 7, 8)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from rfjax.study.rows import ROWS, Study
 
 DRAW = table._draw
 CONFIGS = Path(__file__).parents[1] / "configs" / "study"
-RUN = ["--rows", "rolling_forcing,self_forcing,ode_initialisation", "--seeds", "2"]
+RUN = ["--rows", "rolling_forcing,self_forcing,ode_initialisation", "--seeds", "0,1"]
 RUN += ["--prompts", "3", "--seconds", "10", "--batch", "2"]
-SMALL = Study(Path("runs/study"), tuple(RUN[1].split(",")), seeds=2, prompts=3, seconds=10, batch=2)
+SMALL = Study(Path("runs/study"), tuple(RUN[1].split(",")), seeds=(0, 1), prompts=3, seconds=10, batch=2)
 
 
 # ---------------------------------------------------------------------------------------------------------- configs
@@ -73,7 +73,8 @@ def test_a_config_changes_what_its_row_is_about_and_distillation_takes_it(name, 
 
 
 def test_every_config_is_of_a_row():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {row.config for row in ROWS.values()}
+    used = {name for row in ROWS.values() for name in (row.config, row.trained)} - {rows.START}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == used
 
 
 def test_a_longer_span_changes_nothing_in_a_clip_of_the_span():
@@ -105,9 +106,11 @@ def test_a_longer_span_changes_nothing_in_a_clip_of_the_span():
 def test_seeds_come_one_after_another_and_rows_of_one_seed_last():
     core = [name for name, row in ROWS.items() if row.core]
     further = [name for name, row in ROWS.items() if not row.core]
-    assert len(core) == 7 and core[:2] == ["rolling_forcing", "self_forcing"]
+    assert core[:2] == ["rolling_forcing", "self_forcing"]
     wanted = [(name, seed) for seed in range(3) for name in core] + [(name, 0) for name in further]
     assert list(rows.pairs(Study(Path("runs/study")))) == wanted
+    own = Study(Path("runs/study"), ("sink_2", "no_sink"), (7, 11))
+    assert list(rows.pairs(own)) == [("no_sink", 7), ("no_sink", 11), ("sink_2", 7)]
 
 
 def test_what_a_row_needs_comes_before_it_and_once():
@@ -117,8 +120,11 @@ def test_what_a_row_needs_comes_before_it_and_once():
         assert job.folder not in made
         assert job.kind == "train" or job.weights in made
         made |= {job.folder, job.weights} if job.kind == "train" else {job.folder}
-    assert sum(job.kind == "judge" for job in jobs) == 7 * 3 + 6
-    assert sum(job.commands[0][1] == "train.py" for job in jobs) == 5 * 3 + 4
+    core, further = ([row for row in ROWS.values() if row.core is core] for core in (True, False))
+    assert sum(job.kind == "judge" for job in jobs) == 3 * len(core) + len(further)
+    trained = {row.trained for row in core}
+    alone = {row.trained for row in further} - trained - {rows.START}
+    assert sum(job.commands[0][1] == "train.py" for job in jobs) == 3 * len(trained) + len(alone)
 
 
 # ------------------------------------------------------------------------------------------------- commands, stood in
@@ -353,7 +359,7 @@ def test_the_list_tells_commands_and_what_is_done(place, monkeypatch, capsys):
 
 
 def test_the_table_is_what_naive_sums_give(place, monkeypatch, capsys):
-    run(monkeypatch, "--seeds", "1")
+    run(monkeypatch, "--seeds", "0")
     run(monkeypatch, "--rows", "rolling_forcing")  # its second seed: the reference has one
     numbers = json.loads(Path("runs/study/study.json").read_text())
     assert list(numbers) == ["rolling_forcing"]
@@ -381,8 +387,55 @@ def test_the_table_is_what_naive_sums_give(place, monkeypatch, capsys):
     right = np.mean([np.mean(list(clip["first"].values())) for clip in clips["self_forcing", 0]])
     assert numbers["self_forcing"]["measures"]["right, first 5 s"]["mean"] == pytest.approx(right)
     assert numbers["self_forcing"]["ratios"] == {}
+    shares = [
+        np.mean([clip[when]["shape"] for clip in clips["self_forcing", 0]]) for when in ("first", "last")
+    ]
+    named = numbers["self_forcing"]["named"]
+    assert [named["shape right, first 5 s"], named["shape right, last 5 s"]] == pytest.approx(shares)
+    assert f"| Self Forcing as published | {100 * shares[0]:.0f} → {100 * shares[1]:.0f} |" in text
     assert f"| Rolling Forcing | {both.mean():.3f} ± {error:.3f} | {sum(ours) / sum(theirs):.2f} (" in text
     assert "| ODE initialisation only | " in text and "4 of 5 judged" in text
+
+
+def test_the_table_has_seeds_that_are_judged_and_not_asked_for(place, monkeypatch, capsys):
+    run(monkeypatch, "--rows", "self_forcing", "--seeds", "11,0")
+    run(monkeypatch, "--rows", "rolling_forcing", "--seeds", "11")
+    lines = Path("runs/study/clips.csv").read_text().splitlines()[1:]
+    judged = {tuple(line.split(",")[:2]) for line in lines}
+    assert judged == {("self_forcing", "0"), ("self_forcing", "11"), ("rolling_forcing", "11")}
+    capsys.readouterr()
+    command.main([*RUN, "--table"])
+    assert "3 of 7 judged" in capsys.readouterr().out  # five that are asked for, and seed 11 of two rows
+    numbers = json.loads(Path("runs/study/study.json").read_text())
+    assert {name: row["seeds"] for name, row in numbers.items()} == {
+        "rolling_forcing": [11],
+        "self_forcing": [0, 11],
+    }
+    assert numbers["rolling_forcing"]["ratios"]["drift score"]["seeds"] == 1
+
+
+def test_ratios_to_another_row(place, monkeypatch, capsys):
+    run(monkeypatch)
+    first = json.loads(Path("runs/study/study.json").read_text())
+    capsys.readouterr()
+    command.main([*RUN, "--table", "--against", "rolling_forcing"])
+    said, numbers = capsys.readouterr().out, json.loads(Path("runs/study/study.json").read_text())
+    assert "| ratio to Rolling Forcing (95 %) |" in said and "The hypothesis" not in said
+    there, back = (
+        one["ratios"]["drift score"]["value"] for one in (first["rolling_forcing"], numbers["self_forcing"])
+    )
+    assert there * back == pytest.approx(1) and numbers["rolling_forcing"]["ratios"] == {}
+    assert "There is no row 'rolling'" in fails(capsys, "--table", "--against", "rolling")
+
+
+def test_what_a_caption_does_not_name_counts_in_no_share():
+    clips = [json.loads(json.dumps(evaluate.keep.plain(template()))) for _ in range(3)]
+    for clip, right in zip(clips, (True, False, None), strict=True):
+        for part in ("first", "last"):
+            clip[part] = {"shape": True} | ({} if right is None else {"size": right})
+    found = table.figures(table.values({"no_sink": {0: clips}}))
+    assert found["no_sink"]["named"]["size right, last 5 s"] == 0.5
+    assert "| no sink | 100 → 100 | – | 50 → 50 | – | – |" in table.text(Study(Path("none")), found)
 
 
 @pytest.mark.parametrize(
@@ -523,9 +576,10 @@ def fails(capsys, *flags):
     [
         (["--rows", "no_sinc"], "There is no row 'no_sinc'; did you mean no_sink?"),
         (["--seconds", "9"], "--seconds of 10 or more"),
-        (["--seeds", "0"], "one or more of --seeds"),
-        (["--steps", "0"], "one or more of --seeds, --prompts, --batch and --steps"),
-        (["--workdir", "study.md"], "study.md is a file's name"),
+        (["--seeds", "-1"], "--seeds takes whole numbers from 0 by commas"),
+        (["--seeds", "0,,1"], "--seeds takes whole numbers from 0 by commas"),
+        (["--steps", "0"], "one or more of --prompts, --batch and --steps"),
+        (["--workdir", "study.md"], "--workdir takes a folder, and study.md is a file's name"),
     ],
 )
 def test_a_mistake_is_one_sentence(flags, said, place, capsys):
@@ -561,6 +615,11 @@ def test_what_changes_under_a_study_that_has_begun_is_refused(place, monkeypatch
         ("config.optimizer.learning_rate = 1.0", "no_sink.py has another optimizer than rolling_forcing.py"),
         ("config.init_from = 'another'", "no_sink.py has another init_from than rolling_forcing.py"),
         ("config.rollout.sink_blocks = 3", "config.rollout is not valid: 5 steps and 3 sink blocks exceed"),
+        (
+            "config.rollout.update(span_blocks=9, ring_blocks=9)",
+            "or config.scored_blocks to what the teacher",
+        ),
+        ("config.seed = 7", "no_sink.py has another seed than rolling_forcing.py, but"),
     ],
 )
 def test_a_config_may_change_no_more_than_its_row_is_about(changed, said, place, monkeypatch, capsys):
@@ -573,3 +632,10 @@ def test_a_config_may_change_no_more_than_its_row_is_about(changed, said, place,
         (folder / path.name).write_text(text)
     monkeypatch.setattr(rows, "CONFIGS", place / "configs" / "study")
     assert said in fails(capsys)
+    monkeypatch.setattr(rows, "ROWS", ROWS | {"no_sink": ROWS["no_sink"]._replace(config="rolling_forcing")})
+    assert said in fails(capsys)  # a config that only trains
+
+
+def test_a_method_that_is_none_is_told_before_anything_is_trained(place, monkeypatch, capsys):
+    monkeypatch.setitem(ROWS, "no_sink", ROWS["no_sink"]._replace(method="roling"))
+    assert "There is no method 'roling' of 'no sink'; there are rolling, self_forcing." in fails(capsys)

@@ -247,9 +247,9 @@ def test_hub_needs_its_package_and_pth_files_need_torch_before_they_are_fetched(
     monkeypatch.setitem(sys.modules, "torch", None)
     files = {STUDENT: {"dit.safetensors": "checkpoints/student.pt"}}
     monkeypatch.setattr(weights, "FILES", FILES | files)
-    assert "pip install 'rfjax[convert]'" in refused(STUDENT) and not hub.asked
+    assert "pip install -e '.[convert]'" in refused(STUDENT) and not hub.asked
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "install huggingface_hub: pip install 'rfjax[wan]'" in refused(STUDENT)
+    assert "install huggingface_hub: pip install -e '.[wan]'" in refused(STUDENT)
 
 
 def test_checkpoint_that_does_not_convert_leaves_nothing(hub, tmp_path):

@@ -170,6 +170,12 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
         )
 
 
+def about(folder) -> dict:
+    """What `claim` has noted in a folder; empty where nothing is."""
+    path = Path(folder) / ABOUT
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def fingerprint(source: str | os.PathLike) -> str:
     """What tells the contents of a file or folder from others, quickly: a hash of names, sizes, and a sample of the bytes.
 

@@ -70,13 +70,13 @@ def main() -> None:
 def run(what: str, settings, source: list[str]) -> None:
     """Makes the data set `what`, or this process's share of it, and says what is there."""
     plan = COMMANDS[what](settings, *source)
+    files.refuse_bucket(plan.folder)
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             Path(plan.folder).mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.locked(Path(plan.folder), "name another folder in the config"))
             data.claim(plan.folder, {"command": what} | plan.about, plan.sources)
-        distributed.agree(True)  # now it is claimed
-        if not distributed.agree((Path(plan.folder) / data.ABOUT).exists()):
+        if not distributed.seen(Path(plan.folder) / data.ABOUT):
             raise UserError(f"Not every process sees {plan.folder}; name a folder that all machines share.")
         make(plan, source)
 

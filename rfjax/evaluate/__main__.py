@@ -85,6 +85,11 @@ def check(args):
 def of_model(args):
     """A model's clips by every method: the report's text, its figures, and pictures."""
     settings = config.load(args.config)
+    if "world" not in settings:
+        raise UserError(
+            f"{args.config} has no small world (config.world), in which clips are judged by their captions; make clips with "
+            "sample.py, and give their folder by --videos."
+        )
     world = config.build(shapes.World, settings, "world")
     if world.size != detect.SIDE:
         raise UserError(

@@ -13,21 +13,22 @@ import jax
 import numpy as np
 
 from rfjax.errors import UserError
-from rfjax.files import replacing
+from rfjax.files import refuse_bucket, replacing
 
 RUN = "run.json"  # in a folder: what its scores are of
 FILES = (".md", ".json", ".png", ".txt", ".csv", ".html")
 
 
-def check(name: str) -> None:
-    """UserError where this is no name for the folder of a run, or nothing can be written there."""
+def check(name: str, flag: str = "--out") -> None:
+    """UserError where this, given by a flag, is no name for the folder of a run, or nothing can be written there."""
+    refuse_bucket(name)
     path = Path(name)
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if there.is_dir() and not os.access(there, os.W_OK):
         raise UserError(f"{name} cannot be written; give a folder in one that can be written to.")
     if path.is_file() or (not path.is_dir() and path.suffix in FILES):
         raise UserError(
-            f"--out takes a folder, and {name} is a file's name; give one such as {path.with_suffix('')}."
+            f"{flag} takes a folder, and {name} is a file's name; give one such as {path.with_suffix('')}."
         )
 
 

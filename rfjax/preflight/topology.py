@@ -29,7 +29,10 @@ def devices(name: str) -> list[jax.Device]:
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", size):
         return _cpu(int(size))
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
-        raise UserError(f"There is no topology {name!r}; give one such as {EXAMPLES}.")
+        raise UserError(
+            f"There is no topology {name!r}; give one such as {EXAMPLES}, the arrangement of a slice's chips (names such as "
+            "v5p-64 may count cores: that slice is v5p:2x4x4)."
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"Compiling for {name} takes libtpu's compiler: pip install -e '.[tpu]'.")
     os.environ.update({key: os.environ.get(key, value) for key, value in ELSEWHERE.items()})

@@ -96,14 +96,20 @@ def steps(config):
     """The two compiled updates: of the critic (critic, generator params, frozen params, batch, index of its part, key) and of
     the generator (generator, critic params, frozen params, batch, key), each → (state, metrics). The state is donated.
     """
-    scored = _scored_blocks(config)
-    if not scored <= config.blocks[0] <= config.blocks[1]:
-        raise UserError(
-            f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {scored} or more."
-        )
+    check_blocks(config)
     if config.loss not in OBJECTIVES:
         raise UserError(f"config.loss is {config.loss!r}; it must be one of {', '.join(OBJECTIVES)}.")
     return tuple(compilation.training_step(step(config)) for step in (_critic_step, _generator_step))
+
+
+def check_blocks(config) -> None:
+    """UserError where clips may be shorter than what the teacher scores of them."""
+    scored = _scored_blocks(config)
+    if not scored <= config.blocks[0] <= config.blocks[1]:
+        raise UserError(
+            f"config.blocks is {tuple(config.blocks)}: set (fewest, most) blocks of a clip, {scored} or more, "
+            "or config.scored_blocks to what the teacher is to score of it."
+        )
 
 
 def programs(config, state, fixed):

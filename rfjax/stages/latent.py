@@ -110,7 +110,8 @@ def prompts(settings, batch_size: int | None = None):
     folder = prompt_folder(settings)
     if folder:
         negative(settings)  # read for its mistakes
-    return texts(settings, folder, batch_size or settings.batch_size).map(_numbers)
+    batches = texts(settings, folder, batch_size or settings.batch_size)
+    return batches.map(lambda batch: {"context": batch["context"]})  # a folder of videos has latents as well
 
 
 def texts(settings, folder: str, batch_size: int):
@@ -144,7 +145,7 @@ def unconditional(settings) -> dict[str, Source]:
 
 
 def negative(settings) -> np.ndarray:
-    """The embedding of `unconditional`, float32 [text_len, text_dim]; UserError where there is none or one of another size."""
+    """The embedding of `unconditional`, float32 [text_len, text_dim]; UserError where it is not there, or another."""
     source = unconditional(settings)["negative"]
     like = jax.eval_shape(source.init, jax.random.key(0))
     if not source.path:
@@ -152,6 +153,13 @@ def negative(settings) -> np.ndarray:
     if not os.path.isfile(source.path):
         raise UserError(
             f"There is no encoded negative prompt {source.path}; make it with `{ENCODE_PROMPTS}`."
+        )
+    about = pipelines.about(Path(source.path).parent)
+    wanted = settings.get("negative_prompt", "")
+    if (encoded := about.get("negative_prompt", wanted)) != wanted:
+        raise UserError(
+            f"config.negative_prompt is {wanted!r}, but {source.path} has {encoded!r} encoded; set it so, or encode the prompts "
+            "anew in another folder."
         )
     return np.asarray(checkpoint.load_params(source.path, like)["context"])
 

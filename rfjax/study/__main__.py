@@ -4,7 +4,7 @@
     python -m rfjax.study --list     # the rows, their commands, and what is done
     python -m rfjax.study --table    # the table and the pictures of what is finished, and nothing else
     python -m rfjax.study --rows no_sink --beside docs/logs/study    # one row anew, in a table with the published ones
-    python -m rfjax.study --rows rolling_forcing,self_forcing --seeds 1 --prompts 8 --seconds 20 --steps 10 --workdir runs/try
+    python -m rfjax.study --rows rolling_forcing,self_forcing --seeds 0 --prompts 8 --seconds 20 --steps 10 --workdir runs/try
 
 Run it in the root of the repository, after docs/small_world.md up to the ODE initialisation.
 """
@@ -31,7 +31,12 @@ def parse(argv) -> argparse.Namespace:
     what.add_argument("--list", action="store_true", help="tell the rows, their commands, and what is done")
     what.add_argument("--table", action="store_true", help="only make the table and the pictures")
     add("--rows", default=",".join(rows.ROWS), help="some of them, by commas (default all)")
-    add("--seeds", type=int, default=3, help="training seeds of the core rows (default %(default)s)")
+    seeds = ",".join(map(str, rows.SEEDS))
+    add(
+        "--seeds",
+        default=seeds,
+        help="training seeds, by commas (default %(default)s); a row that is not core has the first alone",
+    )
     add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
     add("--seconds", type=float, default=120.0, help="length of the clips (default %(default)g)")
     add("--batch", type=int, default=16, help="clips rolled out together (default %(default)s)")
@@ -41,6 +46,12 @@ def parse(argv) -> argparse.Namespace:
         metavar="DIR",
         help="a study judged elsewhere (clips.csv, run.json): rows for the same table",
     )
+    add(
+        "--against",
+        default=rows.REFERENCE,
+        metavar="ROW",
+        help="to which the table gives the ratios (default %(default)s)",
+    )
     add("--workdir", default="runs/study", metavar="DIR", help="where all of it goes (default %(default)s)")
     return parser.parse_args(argv)
 
@@ -48,18 +59,21 @@ def parse(argv) -> argparse.Namespace:
 def asked(args) -> Study:
     """The study of the flags; UserError for rows and numbers that cannot be."""
     names = tuple(dict.fromkeys(args.rows.split(",")))
-    for name in names:
+    for name in (*names, args.against):
         if name not in rows.ROWS:
             near = difflib.get_close_matches(name, rows.ROWS, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(rows.ROWS)}."
             raise UserError(f"There is no row {name!r}; {hint}")
-    counts = args.seeds, args.prompts, args.batch, args.steps or 1
+    seeds = args.seeds.split(",")
+    if not all(seed.isdecimal() and int(seed) < 2**31 for seed in seeds):
+        raise UserError(f"--seeds takes whole numbers from 0 by commas, such as 0,1,2, not {args.seeds!r}.")
+    counts = args.prompts, args.batch, args.steps or 1
     if min(counts) < 1 or args.steps == 0 or not 2 * WINDOW <= args.seconds < float("inf"):
         raise UserError(
-            f"Need one or more of --seeds, --prompts, --batch and --steps, and --seconds of {2 * WINDOW} or more."
+            f"Need one or more of --prompts, --batch and --steps, and --seconds of {2 * WINDOW} or more."
         )
-    numbers = args.seeds, args.prompts, args.seconds, args.batch, args.steps
-    return Study(Path(args.workdir), names, *numbers)
+    numbers = args.prompts, args.seconds, args.batch, args.steps
+    return Study(Path(args.workdir), names, tuple(dict.fromkeys(map(int, seeds))), *numbers)
 
 
 def told(study: Study) -> str:
@@ -84,7 +98,7 @@ def main(argv=None) -> None:
         return
     study = work.as_judged(study) if args.table else study
     others = clips.beside(Path(args.beside), work.noted(study) or work.identity(study)) if args.beside else {}
-    after = functools.partial(table.publish, study, others)
+    after = functools.partial(table.publish, study, others, args.against)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")
         return

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     config: str  # the config by which they are rolled out
     method: str = "rolling"
     paper: float | None = None  # its drift in arXiv 2509.25161, on a scale of the paper's own
-    core: bool = True  # with every training seed; else with one
+    core: bool = True  # with every training seed; else with the first of them
 
 
 ROWS = {  # in the order of work
@@ -53,6 +53,7 @@ ROWS = {  # in the order of work
     "span_27": Row("span of 27", BASE, "span_27", core=False),
 }
 REFERENCE = "self_forcing"  # the row that the others are compared with
+SEEDS = (0, 1, 2)
 
 
 class Study(NamedTuple):
@@ -60,7 +61,7 @@ class Study(NamedTuple):
 
     workdir: Path
     rows: tuple[str, ...] = tuple(ROWS)
-    seeds: int = 3  # training seeds of a core row
+    seeds: tuple[int, ...] = SEEDS  # training seeds of a core row
     prompts: int = 64
     seconds: float = 120
     batch: int = 16
@@ -81,8 +82,8 @@ class Job(NamedTuple):
 def pairs(study: Study) -> Iterator[tuple[str, int]]:
     """(row, training seed) in the order of work: a seed of all core rows after another, then the rows of one seed."""
     core = [name for name in study.rows if ROWS[name].core]
-    yield from ((name, seed) for seed in range(study.seeds) for name in core)
-    yield from ((name, 0) for name in study.rows if not ROWS[name].core)
+    yield from ((name, seed) for seed in study.seeds for name in core)
+    yield from ((name, study.seeds[0]) for name in study.rows if not ROWS[name].core)
 
 
 def judge(study: Study, name: str, seed: int) -> Job:

@@ -23,6 +23,10 @@ DRIFT, FIRST, LAST, DYNAMIC = (
     f"right, last {WINDOW} s",
     "dynamic degree",
 )
+NAMED = {  # what captions name: {it: the columns of whether it is right, at first and at last}
+    name: tuple(f"{name} right, {when} {WINDOW} s" for when in ("first", "last"))
+    for name in ("shape", "colour", "size", "motion", "background")
+}
 AIM = 0.25  # of the reference's drift: the hypothesis, fixed before any row was trained
 OVER_TIME = (  # of the curves of a row those that are drawn
     "overlap with the named shape, %",
@@ -36,17 +40,22 @@ Scores = dict[str, dict[int, list[dict[str, Any]]]]  # {row: {training seed: sco
 
 
 def collect(study: Study) -> Scores:
-    """The scores of all rows and seeds that are judged."""
+    """The scores of all rows and seeds that are judged in the study's folder, asked for or not."""
     found: Scores = {}
-    for name, seed in rows.pairs(study):
+    for name, seed in sorted(judged(study), key=lambda pair: pair[1]):
         job, method = rows.judge(study, name, seed), ROWS[name].method
-        if work.finished(job) is not None:
-            starts = range(0, study.prompts, study.batch)
-            files = [job.folder / "batches" / f"{method}_{start:05d}.json" for start in starts]
-            found.setdefault(name, {})[seed] = [
-                keep.arrays(clip) for file in files for clip in keep.read(file)
-            ]
-    return {name: found[name] for name in study.rows if name in found}
+        starts = range(0, study.prompts, study.batch)
+        files = [job.folder / "batches" / f"{method}_{start:05d}.json" for start in starts]
+        found.setdefault(name, {})[seed] = [keep.arrays(clip) for file in files for clip in keep.read(file)]
+    return {name: found[name] for name in ROWS if name in found}
+
+
+def judged(study: Study) -> set[tuple[str, int]]:
+    """(row, training seed) of the finished judgings in the study's folder."""
+    folders = (study.workdir / "judged").glob("*_*")
+    named = (folder.name.rpartition("_") for folder in folders)
+    pairs = {(name, int(seed)) for name, _, seed in named if name in ROWS and seed.isdecimal()}
+    return {pair for pair in pairs if work.finished(rows.judge(study, *pair)) is not None}
 
 
 def measures(clip: dict[str, Any]) -> dict[str, float]:
@@ -56,7 +65,13 @@ def measures(clip: dict[str, Any]) -> dict[str, float]:
         name: float(np.mean(list(clip[part].values()))) for name, part in ((FIRST, "first"), (LAST, "last"))
     }
     moves = {"moving": change["moving"], DYNAMIC: float(np.mean(clip["level"][DYNAMIC]))}
-    return {DRIFT: change["score"]} | {name: change["parts"][name] for name in drift.PARTS} | right | moves
+    named = {
+        column: float(clip[when].get(name, np.nan))  # a caption may leave out the size
+        for name, columns in NAMED.items()
+        for column, when in zip(columns, ("first", "last"), strict=True)
+    }
+    parts = {name: change["parts"][name] for name in drift.PARTS}
+    return {DRIFT: change["score"]} | parts | right | moves | named
 
 
 def values(found: Scores) -> Values:
@@ -67,10 +82,10 @@ def values(found: Scores) -> Values:
     }
 
 
-def figures(found: Values) -> dict[str, dict[str, Any]]:
-    """{row: its seeds, {measure: mean, standard error, mean of each seed}, ratios of means to the reference's}."""
+def figures(found: Values, against: str = REFERENCE) -> dict[str, dict[str, Any]]:
+    """{row: its seeds, {measure: mean, standard error, mean of each seed}, ratios of means to those of the row `against`}."""
     tables = {name: _arrays(seeds) for name, seeds in found.items()}
-    return {name: _row(name, found, tables) for name in found}
+    return {name: _row(name, found, tables, against) for name in found}
 
 
 def _arrays(seeds) -> dict[str, np.ndarray]:
@@ -79,18 +94,24 @@ def _arrays(seeds) -> dict[str, np.ndarray]:
     return {measure: np.stack([one[measure] for one in some]) for measure in first}
 
 
-def _row(name: str, found: Values, tables) -> dict[str, Any]:
+def _row(name: str, found: Values, tables, against: str) -> dict[str, Any]:
     row, seeds = ROWS[name], list(found[name])
-    figures = {"title": row.title, "seeds": seeds, "paper's drift": row.paper, "measures": {}, "ratios": {}}
+    figures = {"title": row.title, "seeds": seeds, "paper's drift": row.paper, "measures": {}}
+    figures |= {"named": {}, "against": against, "ratios": {}}
+    shares = {column for columns in NAMED.values() for column in columns}
     for measure, scores in tables[name].items():
-        mean, error = crossed_error(scores)
-        figures["measures"][measure] = {"mean": mean, "error": error, "by seed": list(scores.mean(1))}
-    common = [seed for seed in found.get(REFERENCE, {}) if seed in seeds]
-    if name == REFERENCE or not common:
+        if measure in shares:
+            named = scores[~np.isnan(scores)]
+            figures["named"][measure] = float(named.mean()) if named.size else np.nan
+        else:
+            mean, error = crossed_error(scores)
+            figures["measures"][measure] = {"mean": mean, "error": error, "by seed": list(scores.mean(1))}
+    common = [seed for seed in found.get(against, {}) if seed in seeds]
+    if name == against or not common:
         return figures
-    ours, theirs = ([list(found[one]).index(seed) for seed in common] for one in (name, REFERENCE))
+    ours, theirs = ([list(found[one]).index(seed) for seed in common] for one in (name, against))
     for measure in (DRIFT, FIRST, DYNAMIC):
-        ratio = bootstrap_ratio(tables[name][measure][ours], tables[REFERENCE][measure][theirs])
+        ratio = bootstrap_ratio(tables[name][measure][ours], tables[against][measure][theirs])
         figures["ratios"][measure] = ratio._asdict() | {"seeds": len(common)}
     return figures
 
@@ -100,16 +121,19 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
     if not found:
         return "Nothing is judged yet.\n"
     here = found.keys() & set(study.rows) - set(others)
-    done = sum(len(found[name]["seeds"]) for name in here)
+    done = {(name, seed) for name in here for seed in found[name]["seeds"]}
+    wanted = done | set(rows.pairs(study))
     found = {name: row | {"title": row["title"] + r" \*" * (name in others)} for name, row in found.items()}
     parts = [
-        f"{done} of {len(list(rows.pairs(study)))} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
+        f"{len(done)} of {len(wanted)} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
         r"\* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
         "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
         _table(["row", *drift.PARTS, "moving"], [_parts(row) for row in found.values()]),
+        f"What captions name, right in % of the clips that name it, first → last {WINDOW} s:",
+        _table(["row", *NAMED], [_named(row) for row in found.values()]),
         _hypothesis(found),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -119,7 +143,7 @@ def _main_table(found) -> str:
     head = [
         "row",
         DRIFT,
-        f"ratio to {ROWS[REFERENCE].title} (95 %)",
+        f"ratio to {ROWS[next(iter(found.values()))['against']].title} (95 %)",
         f"{FIRST}, %",
         f"{LAST}, %",
         "dynamic degree, %",
@@ -138,10 +162,16 @@ def _parts(row) -> list[str]:
     return [row["title"], *(_cell(row["measures"][name]) for name in (*drift.PARTS, "moving"))]
 
 
+def _named(row) -> list[str]:
+    told = ([row["named"].get(column, np.nan) for column in columns] for columns in NAMED.values())
+    cells = (f"{100 * first:.0f} → {100 * last:.0f}" if first == first else "–" for first, last in told)
+    return [row["title"], *cells]
+
+
 def _hypothesis(found) -> str:
     """The ratios of Rolling Forcing to the reference, each beside what was wanted of it."""
-    ratios = found.get(rows.BASE, {}).get("ratios")
-    if not ratios:
+    ratios, against = (found.get(rows.BASE, {}).get(name) for name in ("ratios", "against"))
+    if not ratios or against != REFERENCE:
         return ""
     drifts, first, moves = (ratios[name] for name in (DRIFT, FIRST, DYNAMIC))
     wanted = [
@@ -171,17 +201,17 @@ def _ratio(ratio) -> str:
     return f"{ratio['value']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})" if ratio else "–"
 
 
-def publish(study: Study, others: Values | None = None) -> str:
-    """Writes study.md, study.json, clips.csv and the pictures of what is judged; the text of study.md.
+def publish(study: Study, others: Values | None = None, against: str = REFERENCE) -> str:
+    """Writes study.md, study.json and the pictures of the asked rows, clips.csv of all that is judged; the text of study.md.
 
-    others: what was judged elsewhere, for the rows that are not judged here.
+    others: what was judged elsewhere, for the rows that are not judged here. against: the row to which ratios are given.
     """
-    judged = collect(study._replace(rows=tuple(ROWS)))
-    found, ours = {name: judged[name] for name in study.rows if name in judged}, values(judged)
+    scores = collect(study)
+    found, ours = {name: scores[name] for name in study.rows if name in scores}, values(scores)
     both = {name: ours[name] for name in found}
     both |= {name: ours.get(name, row) for name, row in (others or {}).items()}
     elsewhere = both.keys() - ours.keys()
-    numbers = figures({name: both[name] for name in ROWS if name in both})
+    numbers = figures({name: both[name] for name in ROWS if name in both}, against)
     words = text(study, numbers, elsewhere)
     if not found:
         return words
@@ -208,10 +238,9 @@ def _draw(study: Study, found: Scores, numbers, others: Collection[str] = ()) ->
     for index in range(min(study.prompts, generate.SHOWN)):
         caption = shapes.caption(shapes.sample_scene(index, 0, world, "held_out"))
         strips = {
-            ROWS[name].title: Image.open(_strip(study, name, index)) for name in found if 0 in found[name]
+            ROWS[name].title: Image.open(_strip(study, name, min(found[name]), index)) for name in found
         }
-        if strips:
-            draw.sheet(strips, times, caption, study.workdir / f"sheet_{index}.png")
+        draw.sheet(strips, times, caption, study.workdir / f"sheet_{index}.png")
 
 
 def _curves(seeds) -> dict[str, np.ndarray]:
@@ -220,5 +249,5 @@ def _curves(seeds) -> dict[str, np.ndarray]:
     return {title: whole[title] for title in OVER_TIME}
 
 
-def _strip(study: Study, name: str, index: int) -> Path:
-    return generate.strip(rows.judge(study, name, 0).folder / "batches", ROWS[name].method, index)
+def _strip(study: Study, name: str, seed: int, index: int) -> Path:
+    return generate.strip(rows.judge(study, name, seed).folder / "batches", ROWS[name].method, index)

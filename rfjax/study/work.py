@@ -13,7 +13,8 @@ from tqdm import tqdm
 from rfjax import checkpoint, config, data, drift
 from rfjax.errors import UserError
 from rfjax.evaluate import keep
-from rfjax.rollout import RolloutConfig
+from rfjax.rollout import METHODS, RolloutConfig
+from rfjax.stages import distill
 from rfjax.study import rows
 from rfjax.study.rows import Job, Study
 
@@ -37,10 +38,16 @@ def check(study: Study) -> list[Job]:
     this study would put there.
     """
     base = settings()
-    for name in {row.config for row in rows.ROWS.values()}:
+    for row in rows.ROWS.values():
+        if row.method not in METHODS:
+            raise UserError(
+                f"There is no method {row.method!r} of {row.title!r}; there are {', '.join(METHODS)}."
+            )
+    used = {name for row in rows.ROWS.values() for name in (row.config, row.trained)}
+    for name in used - {rows.START}:
         _check_config(rows.CONFIGS / f"{name}.py", base)
     run = identity(study)
-    keep.check(str(study.workdir))
+    keep.check(str(study.workdir), "--workdir")
     keep.claim(study.workdir, run)
     jobs = rows.jobs(study, base)
     for job in jobs:
@@ -73,15 +80,17 @@ def as_judged(study: Study) -> Study:
 
 
 def _check_config(path: Path, base) -> None:
-    """UserError unless this config is BASE but for the fields that a row may change, and its rollout makes sense."""
+    """UserError unless this config is BASE but for the fields that a row may change, and distillation takes it."""
     found = config.load(path)
-    config.build(RolloutConfig, found, "rollout")
     ours, theirs = ({name: one[name] for name in one if name not in FREE} for one in (found, base))
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{path} has another {name} than {rows.BASE}.py, but a row of the study may change {', '.join(FREE)} alone."
+                f"{path} has another {name} than {rows.BASE}.py, but a row of the study may change {', '.join(FREE)} alone"
+                + ("; training seeds are given by --seeds." if name == "seed" else ".")
             )
+    config.build(RolloutConfig, found, "rollout")
+    distill.check_blocks(found)
 
 
 def _check_finished(job: Job) -> None:
