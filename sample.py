@@ -23,6 +23,7 @@ from rfjax import (
     change,
     compilation,
     config,
+    files,
     footage,
     placement,
     preflight,
@@ -81,7 +82,11 @@ def add_output(group) -> None:
         help="*.mp4, *.gif, or folder/ for PNG files, replaced if there; several clips are numbered (default %(default)s)",
     )
     add("--contact_sheet", metavar="PNG", help="also draw frames over time in one picture")
-    add("--save_latents", metavar="NPZ", help="also save the latents [clip, frame, h, w, channel]")
+    add(
+        "--save_latents",
+        metavar="NPZ",
+        help="also save the latents [clip, frame, h, w, channel], which the host keeps until the end",
+    )
     add("--size", metavar="WxH", help="width and height of the video (default: config.video)")
     add(
         "--scale", type=int, help="enlarge frames by a whole factor (default: short side at least 256 pixels)"
@@ -100,8 +105,7 @@ def add_machinery(group) -> None:
     add(
         "--method",
         choices=sorted(METHODS),
-        default="rolling",
-        help="how clips are rolled out (default rolling)",
+        help="how clips are rolled out (default: config.method, else rolling)",
     )
     add("--decoder", choices=("vae", "tiny"), help="what makes frames of latents (default: config.decoder)")
     add("--quantize", choices=quantize.MODES, help="8 bits for products, for the cache (kv8), or both")
@@ -157,6 +161,8 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
         if not prompts:
             raise UserError(f"{args.prompts_file} holds no prompt; write one a line.")
     elif not prompts:
+        if not default:
+            raise UserError(f"{args.config} has no prompt of its own; give --prompt.")
         prompts = [default]
     for prompt in prompts:
         if not prompt.strip():
@@ -182,6 +188,9 @@ def override(settings, args: argparse.Namespace):
                 "no size that the model has seen.",
                 file=sys.stderr,
             )
+    args.method = args.method or settings.get("method", "rolling")
+    if args.method not in METHODS:
+        raise UserError(f"config.method is {args.method!r}; it must be {' or '.join(METHODS)}.")
     if args.attention:
         settings.dit.attention = args.attention
     return quantize.configured(settings, args.quantize) if args.quantize else settings
@@ -224,21 +233,27 @@ def latents_file(path: str | None):
     if not path.endswith(".npz") or not os.path.isdir(Path(path).parent):
         raise UserError(f"--save_latents needs a name *.npz in a folder that exists, not {path}.")
     temporary = path.removesuffix(".npz") + ".partial.npz"
-    try:
-        with open(temporary, "wb") as file:
+    with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb") as file:
+        files.lock(file.fileno(), temporary, "give another name")
+        try:
+            file.truncate(0)  # what a run that was killed left there
             blocks = []
             yield blocks
             np.savez(file, latents=np.concatenate(blocks, 1))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            file.flush()
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def open_clips(
     args: argparse.Namespace, look: sampler.VideoConfig, clips: int, stack
 ) -> list[list[video.Writer]]:
     """The writers of each clip, opened before anything is computed so that a bad place shows at once."""
-    if args.contact_sheet and (not args.contact_sheet.endswith(".png") or args.contact_sheet == args.out):
+    if args.contact_sheet and (
+        not args.contact_sheet.endswith(".png")
+        or Path(args.contact_sheet).resolve() == Path(args.out).resolve()
+    ):
         raise UserError(f"--contact_sheet needs a name *.png of its own, not {args.contact_sheet}.")
     names = [numbered(name, clips) for name in (args.out, args.contact_sheet) if name]
     keep_given(args.image or args.video, [Path(name) for name in itertools.chain(*names) if Path(name).name])
@@ -348,14 +363,15 @@ def main(argv: list[str] | None = None) -> None:
     compilation.keep_programs(args.compile_cache)
     compile_seconds = compilation.stopwatch()
     settings = override(config.load(args.config), args)
-    prompts = read_prompts(args, lines[0].prompt if lines else settings.prompt)
+    prompts = read_prompts(args, lines[0].prompt if lines else settings.get("prompt", ""))
     clips, first, rate = stream(args, settings, prompts, lines)
     for prompt, (clip, *_) in zip(prompts, clips, strict=True):
         story = "".join(f', from {line.seconds:g} s "{line.prompt}"' for line in lines[1:])
         print(f'{clip.path}: {clip.frames} frames, {float(clip.frames / clip.fps):.1f} s, "{prompt}"{story}')
     compiling = compile_seconds()
+    then = f", then {rate:.1f} frames/s" if rate else ""  # none after the first block
     print(
-        f"First frame {first:.1f} s after the start, then {rate:.1f} frames/s; "
+        f"First frame {first:.1f} s after the start{then}; "
         f"compiling or loading programs took {compiling:.1f} s in all."
     )
 

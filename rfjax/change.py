@@ -59,7 +59,7 @@ def parse(words: str) -> Change:
         keep, recached, sink, renoised, fade = match.groups() if match else (None,) * 5
         if recached:
             change = dataclasses.replace(change, recache=True, sink=bool(sink))
-        elif renoised:
+        elif renoised and int(renoised):
             change = dataclasses.replace(change, renoise=int(renoised))
         elif fade and int(fade):
             change = dataclasses.replace(change, fade=int(fade))
@@ -109,7 +109,7 @@ def renoise(
         return state
     first = jnp.maximum(state.index - steps + 1, state.given)
     blocks = first + jnp.arange(steps)
-    begin = jnp.maximum(state.index - count, first)
+    begin = jnp.maximum(jnp.minimum(state.index, num_blocks) - count, first)  # at a clip's end nothing enters
 
     def replay(position, window):  # rolling window `position`, begin … index - 1
         window = window.at[:, position - first].set(noise(position, jnp.int32(0)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from rfjax import axes
+from rfjax.errors import UserError
 
 DEFAULT_FOLDER = "~/.cache/rfjax/jax"
 
@@ -28,6 +29,17 @@ def keep_programs(folder: str | None = None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def host() -> jax.Device:
+    """The CPU beside the accelerators; UserError where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        platforms = jax.config.jax_platforms
+        raise UserError(
+            f"Prompts are read on the CPU, which JAX_PLATFORMS={platforms} leaves out; set it to {platforms},cpu."
+        ) from error
 
 
 def training_step(function: Callable) -> Callable:

@@ -21,6 +21,7 @@ from absl import flags
 from rfjax.errors import UserError
 
 Section = TypeVar("Section")
+DTYPES = ("float32", "bfloat16", "float16")  # of activations and parameters
 # What commands and stages read of a config: sections, and fields of its own. A stage of one's own may read others.
 FIELDS = frozenset(
     """
@@ -101,6 +102,18 @@ def build(dataclass: type[Section], config: ml_collections.ConfigDict, name: str
         return dataclass(**config[name])
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{name} is not valid: {error}.") from error
+
+
+def check_dtype(name: str) -> None:
+    """ValueError for a dtype that no network here computes in."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {name!r}")
+
+
+def same(one: str, here, other: str, there) -> None:
+    """UserError where two fields of a config differ that must not."""
+    if here != there:
+        raise UserError(f"config.{one} is {here} and config.{other} {there}; make them the same.")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from rfjax import attention, axes, quantize, rope
+from rfjax.config import check_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class DiTConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        check_dtype(self.dtype)
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(f"dim {self.dim} must split into {self.num_heads} heads of even size")
         if self.patch_size[0] != 1:

@@ -23,8 +23,13 @@ def training_sigmas(shift: float) -> np.ndarray:
 
 
 def few_step_timesteps(steps: tuple[int, ...], shift: float) -> np.ndarray:
-    """The few-step list, warped: t_k = 1000·shift(n_k / 1000), float32 [S]. [1000, 800, …] → [1000, 952.381, …]."""
+    """The few-step list, warped: t_k = 1000·shift(n_k / 1000), float32 [S]. [1000, 800, …] → [1000, 952.381, …].
+
+    ValueError unless it falls from at most 1000 to above 0.
+    """
     levels = np.asarray(steps, np.float64) / NUM_TRAIN_TIMESTEPS
+    if not levels.size or levels[0] > 1 or (np.diff([*levels, 0]) >= 0).any():
+        raise ValueError(f"steps must fall from at most {NUM_TRAIN_TIMESTEPS} to above 0, not {tuple(steps)}")
     return (NUM_TRAIN_TIMESTEPS * shift_sigma(levels, shift)).astype(np.float32)
 
 

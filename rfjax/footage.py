@@ -16,10 +16,20 @@ FITS = ("crop", "letterbox")
 
 def fit(picture: Image.Image, size: tuple[int, int], how: str) -> np.ndarray:
     """A picture at size (H, W), uint8 [H, W, 3]: cropped at its longer sides, or whole between black bars ("letterbox")."""
-    picture, (height, width) = picture.convert("RGB"), size
+    picture, (height, width) = _eight_bits(picture).convert("RGB"), size
     if how == "crop":
         return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
     return np.asarray(ImageOps.pad(picture, (width, height), Image.Resampling.BICUBIC, color="black"))
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey values of 16 bits by their upper eight, since Pillow would make all above 255 white; ValueError for floats."""
+    if picture.mode == "F":
+        raise ValueError("a picture of floats has no scale")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.int64)
+    return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
 
 
 def read_picture(path: str | os.PathLike, size: tuple[int, int], how: str) -> np.ndarray:
@@ -29,7 +39,8 @@ def read_picture(path: str | os.PathLike, size: tuple[int, int], how: str) -> np
             return fit(ImageOps.exif_transpose(picture), size, how)
     except Image.DecompressionBombError as error:
         raise UserError(f"The picture {path} has too many pixels; make it smaller.") from error
-    except (UnidentifiedImageError, SyntaxError) as error:  # the latter of a PNG that is damaged further on
+    # SyntaxError: of a PNG that is damaged further on. ValueError: of pixels that are no colours.
+    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP file.") from error
     except OSError as error:
         raise UserError(f"Cannot read the picture {path}: {error.strerror or error}.") from error

@@ -76,7 +76,13 @@ class Stream:
         return self
 
     def __next__(self) -> np.ndarray:
-        return fetched(next(self._frames))
+        try:
+            return fetched(next(self._frames))
+        except StopIteration:
+            raise
+        except BaseException:  # such as Ctrl-C: a block is lost, and what comes after it would not join
+            self.close()
+            raise
 
     def change(self, prompts: list[str], policy: str = DEFAULT) -> None:
         """New prompts, one a clip, see `rfjax.change.parse`. UserError for a bad one or a bad policy; nothing is changed then."""

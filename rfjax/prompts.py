@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rfjax import checkpoint, umt5
+from rfjax import checkpoint, compilation, files, umt5
 from rfjax.errors import UserError
 from rfjax.umt5 import UMT5, UMT5Config
 
@@ -108,7 +109,7 @@ class PromptEncoder:
 
     def _run(self, captions: list[str]) -> list[np.ndarray]:
         """Features up to each prompt's end, on the host: accelerators need their memory for the video."""
-        return self.reader(jax.local_devices(backend="cpu")[0])(captions)
+        return self.reader(compilation.host())(captions)
 
     def reader(self, device: jax.Device) -> Callable[[list[str]], list[np.ndarray]]:
         """f(captions) → features of each up to its end, float32 [n, text_dim], one prompt at a time.
@@ -148,13 +149,16 @@ class PromptEncoder:
             return None
 
     def _keep(self, caption: str, features: np.ndarray) -> None:
+        """What cannot be kept costs only the time to encode it again, so it is no error."""
         place = self._place(caption)
-        if place is not None:
+        if place is None:
+            return
+        try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_suffix(f".{os.getpid()}.tmp")
-            with open(unfinished, "wb") as file:
+            with files.replacing(str(place)) as unfinished, unfinished.open("wb") as file:
                 np.save(file, features)
-            os.replace(unfinished, place)
+        except OSError as error:
+            print(f"Encoded prompts are not kept: {place.parent}: {error.strerror}.", file=sys.stderr)
 
 
 class Resident(PromptEncoder):
@@ -164,4 +168,4 @@ class Resident(PromptEncoder):
 
     @functools.cached_property
     def _run(self) -> Callable[[list[str]], list[np.ndarray]]:
-        return self.reader(jax.local_devices(backend="cpu")[0])
+        return self.reader(compilation.host())

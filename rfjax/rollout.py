@@ -45,11 +45,13 @@ class RolloutConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "steps", tuple(self.steps))
+        if self.block_frames < 1:
+            raise ValueError(f"block_frames must be 1 or more, not {self.block_frames}")
         if len(self.steps) + self.sink_blocks > self.span_blocks:
             raise ValueError(
                 f"{len(self.steps)} steps and {self.sink_blocks} sink blocks exceed the span {self.span_blocks}"
             )
-        _ = self.cache  # which sees whether the blocks fit together
+        _ = self.timesteps, self.cache  # which see whether steps and blocks make sense
 
     @property
     def num_steps(self) -> int:
@@ -288,12 +290,8 @@ def rolling_steady(config: RolloutConfig, state: RolloutState, num_blocks: Array
 
 def self_forcing_init(model: Model, batch: int, frame_shape: tuple[int, ...]) -> RolloutState:
     """An empty cache; nothing is under way between blocks."""
-    return RolloutState(
-        jnp.zeros((batch, 0, *frame_shape)),
-        _init_cache(model, batch, frame_shape),
-        jnp.int32(0),
-        jnp.int32(0),
-    )
+    cache = _init_cache(model, batch, frame_shape)
+    return RolloutState(jnp.zeros((batch, 0, *frame_shape)), cache, jnp.int32(0), jnp.int32(0))
 
 
 def block_call(

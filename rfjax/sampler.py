@@ -20,6 +20,7 @@ from jax import Array
 
 from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, rollout, text, weights
 from rfjax import quantize as quantization
+from rfjax.compilation import host
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
 from rfjax.stream import Stream
@@ -28,9 +29,7 @@ from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
-RANDOM = (
-    "random"  # as a name of weights: numbers in their place, which cost the same time and take no download
-)
+RANDOM = "random"  # as a name of weights: numbers in their place, which cost the same time
 PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
@@ -196,9 +195,7 @@ def _decode_frames(decoder, params, latents, state):
 
     def frames(state, latents):
         video, state = decoder.apply({"params": params}, latents, state, method="decode_normalised")
-        state = jax.tree.map(
-            lambda past: axes.constrain(past, "batch"), state
-        )  # on a mesh it stays in its place
+        state = jax.tree.map(lambda past: axes.constrain(past, "batch"), state)  # on a mesh it stays there
         return state, jnp.round((jnp.clip(video.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
     done, rest = [], latents
@@ -247,13 +244,11 @@ def resize(settings: ml_collections.ConfigDict, size: str) -> None:
 
 
 def sections(settings: ml_collections.ConfigDict):
-    """The sections that every config has: (VideoConfig, DiTConfig, VAEConfig, RolloutConfig); UserError for a bad one."""
-    return (
-        config.build(VideoConfig, settings, "video"),
-        config.build(DiTConfig, settings, "dit"),
-        config.build(VAEConfig, settings, "vae"),
-        config.build(rollout.RolloutConfig, settings, "rollout"),
-    )
+    """The sections of every config: (VideoConfig, DiTConfig, VAEConfig, RolloutConfig); UserError for bad ones."""
+    network, codec = config.build(DiTConfig, settings, "dit"), config.build(VAEConfig, settings, "vae")
+    config.same("vae.z_dim", codec.z_dim, "dit.in_dim", network.in_dim)
+    roll = config.build(rollout.RolloutConfig, settings, "rollout")
+    return config.build(VideoConfig, settings, "video"), network, codec, roll
 
 
 def check(network: DiTConfig, roll: rollout.RolloutConfig) -> None:
@@ -289,8 +284,7 @@ def load(
       quantize: one of `quantize.MODES`; default: what the config's fields say.
 
     Raises:
-      UserError: bad config section; a size that cannot be; a kernel or quantisation that this machine lacks; missing,
-        truncated or mis-shaped weights.
+      UserError: a bad section or size; a kernel or quantisation that this machine lacks; missing or damaged weights.
     """
     if quantize is not None:
         settings = quantization.configured(settings, quantize)
@@ -298,18 +292,20 @@ def load(
     latent_size(video, codec, network)
     check(network, roll)
     tiny = tiny_decoder(settings)
-    sizes = {"dit": network, "tiny": tiny, "vae": codec if given or not tiny else None}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
+    sizes = (
+        {"dit": network} | ({"tiny": tiny} if tiny else {}) | ({"vae": codec} if given or not tiny else {})
+    )
     readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
     files = [*(f"{name}.safetensors" for name in sizes), *readers]
-    folder = None if (place or settings.weights) == RANDOM else _folder(place, settings.weights, files)
+    if readers:
+        host()  # asked for before anything is fetched
+    folder = _folder(place, settings.get("weights", ""), files)
     sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:
         params["dit"] = quantization.params(params["dit"], network.linear_dtype)
-    vae = VAE(codec)
-    decoder = TinyDecoder(tiny) if tiny else vae
-    return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
+    decoder = TinyDecoder(tiny) if tiny else VAE(codec)
+    return Sampler(video, _reader(settings, folder), dit.DiT(network), VAE(codec), decoder, roll, params)
 
 
 def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:
@@ -365,19 +361,31 @@ def tiny_decoder(settings) -> TinyVAEConfig | None:
     kind = settings.get("decoder", "vae")
     if kind not in ("vae", "tiny"):
         raise UserError(f"config.decoder is {kind!r}; it must be 'vae' or 'tiny'.")
-    return config.build(TinyVAEConfig, settings, "tiny") if kind == "tiny" else None
+    if kind == "vae":
+        return None
+    tiny = config.build(TinyVAEConfig, settings, "tiny")
+    config.same("tiny.z_dim", tiny.z_dim, "dit.in_dim", settings.dit.get("in_dim", DiTConfig.in_dim))
+    return tiny
 
 
 def _reader(settings, folder: Path | None) -> text.WordEncoder | text.Unread | prompts.PromptEncoder:
     """What reads prompts: UMT5 where the config has it, else the small world's words."""
     if "umt5" not in settings:
-        return config.build(text.WordEncoder, settings, "text")
+        words = config.build(text.WordEncoder, settings, "text")
+        config.same("text.text_dim", words.text_dim, "dit.text_dim", settings.dit.text_dim)
+        return words
+    sizes = config.build(UMT5Config, settings, "umt5")
+    config.same("umt5.dim", sizes.dim, "dit.text_dim", settings.dit.text_dim)
     if folder is None:
         return text.Unread(settings.dit.text_len, settings.dit.text_dim)
-    sizes = config.build(UMT5Config, settings, "umt5")
     return prompts.PromptEncoder(folder, sizes, settings.dit.text_len, Path(PROMPTS).expanduser())
 
 
-def _folder(place: str | None, default: str, files: list[str]) -> Path:
+def _folder(place: str | None, default: str, files: list[str]) -> Path | None:
+    """Where the weights are; None for RANDOM."""
+    if not (place or default):
+        raise UserError("The config names no weights; give --weights, or set config.weights.")
+    if (place or default) == RANDOM:
+        return None
     packaged = Path(str(resources.files("rfjax"))) / "assets" / default
     return packaged if place is None and packaged.is_dir() else weights.locate(place or default, files)

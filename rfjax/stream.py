@@ -82,8 +82,10 @@ class Stream:
     def change(self, text_kv: KV, change: Change) -> None:
         """New prompts, one a clip (`Sampler.bind(…).text_kv`), for all blocks that are taken from now on.
 
-        ValueError where the change recaches, and the stream does not recall.
+        ValueError where the change recaches, and the stream does not recall, or where the stream is closed.
         """
+        if self.state is None:
+            raise ValueError("the stream is closed; make another one")
         if change.recache and self.state.clean is None:
             raise ValueError("a stream must be opened with recall=True to recache under a new prompt")
         self._texts = change.texts(self.model.text_kv, text_kv)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from rfjax.config import check_dtype
 from rfjax.conv import FrameConv, upsample2x, with_past
 
 BLOCKS = 3  # memory blocks of a level
@@ -23,6 +24,9 @@ class TinyVAEConfig:
     widths: tuple[int, ...] = (256, 128, 64, 64)  # of each level, and after the last
     temporal_upsample: tuple[bool, ...] = (False, True, True)
     dtype: str = "float32"  # of parameters and activations when sampling
+
+    def __post_init__(self):
+        check_dtype(self.dtype)
 
 
 class MemoryBlock(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rfjax.config import check_dtype
 from rfjax.dit import RMSNorm, gelu
 
 
@@ -32,6 +33,7 @@ class UMT5Config:
     dtype: str = "float32"  # of activations and matrix products
 
     def __post_init__(self):
+        check_dtype(self.dtype)
         if self.attn_dim % self.num_heads:
             raise ValueError(f"attn_dim {self.attn_dim} must split into {self.num_heads} heads")
         if self.num_buckets % 4:

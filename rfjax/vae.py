@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax import attention, axes
+from rfjax.config import check_dtype
 from rfjax.conv import CausalConv, FrameConv, RMSNorm, copy_present, upsample2x, with_past
 from rfjax.errors import UserError
 
@@ -37,6 +38,7 @@ class VAEConfig:
     dtype: str = "float32"  # of parameters and activations when sampling
 
     def __post_init__(self):
+        check_dtype(self.dtype)
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise UserError(
                 f"vae.temporal_downsample has {len(self.temporal_downsample)} entries; "

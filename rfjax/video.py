@@ -6,6 +6,7 @@ second: the partial file of a run that was interrupted, or even killed, plays up
 """
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -236,6 +237,8 @@ class FramesWriter(Writer):
                 raise UserError(f"{folder}/ already holds files; remove it or choose another folder.")
         self._made = not self.partial.exists()
         self.partial.mkdir(exist_ok=True)
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(files.locked(self.partial, "choose another folder"))
 
     def _clear(self):
         pass  # it is empty
@@ -244,7 +247,7 @@ class FramesWriter(Writer):
         Image.fromarray(enlarge(frame, self.scale)).save(self.partial / f"frame_{self.frames:06d}.png")
 
     def _finish(self):
-        pass
+        self._held.close()
 
     def _remove(self):
         self.partial.rmdir()
@@ -335,6 +338,8 @@ def open_writer(
     scale = readable_scale(size) if scale is None else scale
     if scale < 1:
         raise UserError(f"The scale must be a whole number from 1 up, not {scale}.")
+    if max(size) > LONGEST:
+        raise UserError(f"Frames of {max(size)} pixels are too large to be written; the most is {LONGEST}.")
     if scale * max(size) > LONGEST:
         raise UserError(
             f"The scale makes frames of {scale * max(size)} pixels; choose one of at most {LONGEST // max(size)}."
@@ -349,4 +354,5 @@ def open_writer(
             return GifWriter(path, rate, size, scale)
         return FramesWriter(path, rate, size, scale) if kind == "/" else SheetWriter(path, rate, size)
     except OSError as error:
-        raise UserError(f"Cannot write {name}: {error.strerror}; choose another place.") from error
+        cure = "make fewer clips at a time" if error.errno == errno.EMFILE else "choose another place"
+        raise UserError(f"Cannot write {name}: {error.strerror}; {cure}.") from error

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rfjax import convert, tensorfile
+from rfjax import convert, files, tensorfile
 from rfjax.errors import UserError
 
 DEFAULT_FOLDER = "~/.cache/rfjax/weights"
@@ -98,6 +98,8 @@ def _fetch(name: str, places: Sequence[Place], by_hand: str) -> Path:
     except ImportError as error:
         said = f"To fetch {file} from {repo}, install huggingface_hub: pip install -e '.[wan]'."
         raise UserError(said) from error
+    kept.parent.mkdir(parents=True, exist_ok=True)  # told before gigabytes are fetched that could not be kept
+    files.check_writable(str(kept))
     if file.endswith((".pt", ".pth")):
         tensorfile.torch_module()  # asked for before gigabytes are fetched that could not be read
     # HTTPError: the hub's HTTP client has it, and its refusals derive from it. Built-in errors: hf_xet, which carries large files.

@@ -7,7 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from rfjax import config, stages
+from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.rollout import RolloutConfig
+from rfjax.vae import VAEConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -95,6 +98,26 @@ def test_quick_variant_is_shorter_and_keeps_to_files_of_its_own(stage):
     assert {path.rsplit("/", 1)[0] for path in weights} <= {f"runs/quick/{run}" for run in STAGES}
     if "data" in quick:
         assert quick.data.startswith("data/quick/") and quick.made_by.endswith(".py:quick")
+
+
+@pytest.mark.parametrize(
+    "section, field, value, said",
+    [
+        ("dit", "dtype", "bf16", "dtype must be one of float32, bfloat16, float16, not 'bf16'"),
+        ("vae", "dtype", "int8", "dtype must be one of"),
+        ("rollout", "block_frames", 0, "block_frames must be 1 or more"),
+        ("rollout", "steps", (200, 1000), "steps must fall from at most 1000 to above 0"),
+        ("rollout", "steps", (1200, 600), "steps must fall from at most 1000 to above 0"),
+        ("rollout", "steps", (), "steps must fall from at most 1000 to above 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_told(section, field, value, said):
+    settings = config.load(f"{CONFIGS}/shapes.py")
+    settings[section].unlock()
+    settings[section] = settings[section].to_dict() | {field: value}
+    kind = {"dit": DiTConfig, "vae": VAEConfig, "rollout": RolloutConfig}[section]
+    with pytest.raises(UserError, match=said):
+        config.build(kind, settings, section)
 
 
 @pytest.mark.parametrize("name", ["wan_teacher", "wan_teacher_forcing", "wan_ode", "wan_distill_14b"])

@@ -52,7 +52,7 @@ def test_lengths_are_padded_least():
         assert flash.block_size(length) == size
 
 
-def test_real_lengths_waste_a_twelfth_at_most(monkeypatch):
+def test_real_lengths_waste_a_tenth_at_most(monkeypatch):
     monkeypatch.undo()
     for frames in (3, 15, 21, 27, 54):
         length = 1560 * frames

@@ -103,6 +103,17 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path):
         assert footage.read_picture(tmp_path / "a.png", (4, 4), "crop").shape == (4, 4, 3)
 
 
+def test_grey_of_sixteen_bits_keeps_its_values(tmp_path):
+    Image.fromarray(np.full((8, 8), 0x4060, np.uint16)).save(tmp_path / "a.png")
+    assert (footage.read_picture(tmp_path / "a.png", (4, 4), "crop") == 0x40).all()
+
+
+def test_a_picture_of_floats_is_refused(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match="a.tiff is no picture that can be read"):
+        footage.read_picture(tmp_path / "a.tiff", (4, 4), "crop")
+
+
 @pytest.mark.parametrize("angle, brightest", [(0, "left"), (90, "bottom"), (-90, "top"), (180, "right")])
 def test_a_frame_is_turned_as_its_file_says(angle, brightest):
     """By so many degrees against the clock."""

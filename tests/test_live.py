@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rfjax import change, compilation, config, placement, sampler
+from rfjax import live as live_streams
 from rfjax.errors import UserError
 from rfjax.live import Full, Live, Stream
 
@@ -190,6 +191,23 @@ def test_mistakes_told_to_one_stream_change_nothing(model):
     for late in (lambda: stream.change([BLUE]), lambda: stream.reset(1)):
         with pytest.raises(UserError, match="closed"):
             late()
+
+
+def test_an_interrupted_stream_is_closed_and_says_so(model, monkeypatch):
+    """A block was lost on the way, so what came after it would not join."""
+    stream = Stream(model, [RED], seed=4)
+    next(stream)
+
+    def interrupted(frames):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(live_streams, "fetched", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    with pytest.raises(UserError, match="closed"):
+        stream.change([BLUE])
+    assert list(stream) == []
 
 
 def test_a_step_takes_over_what_the_streams_carry(live):

@@ -111,6 +111,22 @@ def test_kept_prompt_needs_no_weights_and_other_weights_need_a_new_one(encoder):
         encoder.encode(TEXTS[:1])
 
 
+def test_a_prompt_that_cannot_be_kept_is_encoded_all_the_same(encoder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    elsewhere = dataclasses.replace(encoder, cache=tmp_path / "file" / "prompts")
+    np.testing.assert_array_equal(elsewhere.encode(TEXTS[:1]), encoder.encode(TEXTS[:1]))
+    assert "Encoded prompts are not kept: " in capsys.readouterr().err
+
+
+def test_a_process_without_the_cpu_is_told_how_to_have_it(encoder, monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=.* leaves out; set it to .*,cpu"):
+        encoder.encode(TEXTS[:1])
+
+
 @pytest.mark.parametrize("left", [50, 0])
 def test_kept_prompt_that_is_damaged_is_encoded_again(encoder, left):
     first = encoder.encode(TEXTS[:1])

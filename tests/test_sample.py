@@ -215,7 +215,7 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--out", "a.avi"], "a.avi"),
         (["--out", "nowhere/a.mp4"], "nowhere"),
         (["--contact_sheet", "sheet.mp4"], "--contact_sheet"),
-        (["--contact_sheet", "clip.png", "--out", "clip.png"], "--contact_sheet"),
+        (["--contact_sheet", "clip.png", "--out", "./clip.png"], "--contact_sheet"),
         (["--save_latents", "a.npy"], "--save_latents"),
         (["--save_latents", "nowhere/a.npz"], "--save_latents"),
         (["--config", "tinny.py"], "did you mean tiny.py"),
@@ -240,6 +240,39 @@ def test_mistakes_are_one_sentence_and_leave_nothing(fake, capsys, arguments, sa
     assert "error: " in error and says in error
     assert sorted(os.listdir()) == ["clip.mp4", "empty.txt", "tiny.py"]
     assert sample.Path("clip.mp4").read_bytes() == b"good"
+
+
+def test_what_a_config_does_not_name_is_asked_of_the_command(weights, capsys):
+    with open("tiny.py", "a") as file:
+        file.write("\nfull = get_config\ndef get_config():\n    config = full()\n")
+        file.write("    del config.prompt, config.weights\n    return config\n")
+    assert "tiny.py has no prompt of its own; give --prompt" in fails(capsys, "--weights", weights)
+    assert "names no weights; give --weights" in fails(capsys, "--prompt", "a large red circle")
+    run("--prompt", "a large red circle", "--weights", weights, "--seconds", "0.1")
+    assert "frames/s" not in capsys.readouterr().out  # of a single block
+
+
+def test_the_config_may_name_the_method(fake, capsys, monkeypatch):
+    asked = []
+    latents = FakeSampler.latents
+    monkeypatch.setattr(
+        FakeSampler, "latents", lambda self, *args: asked.append(args[3]) or latents(self, *args)
+    )
+    with open("tiny.py", "a") as file:
+        file.write("\nfull = get_config\ndef get_config():\n    config = full()\n")
+        file.write("    config.method = 'self_forcing'\n    return config\n")
+    run("--seconds", "1")
+    run("--seconds", "1", "--method", "rolling")
+    assert asked == ["self_forcing", "rolling"]
+
+
+def test_sections_that_do_not_fit_each_other_are_told_before_weights_are_read(capsys):
+    with open("tiny.py", "a") as file:
+        file.write("\nfull = get_config\ndef get_config():\n    config = full()\n")
+        file.write("    config.vae.z_dim = 6\n    return config\n")
+    assert "config.vae.z_dim is 6 and config.dit.in_dim 4; make them the same." in fails(
+        capsys, "--weights", "none"
+    )
 
 
 def test_a_size_far_from_the_config_s_is_noted(fake, capsys):

@@ -191,6 +191,7 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path, name):
         ("missing/clip.mp4", {}, "missing/ does not exist"),
         ("clip.mp4", {"size": (33, 48), "scale": 1}, "even"),
         ("clip.mp4", {"scale": 0}, "scale"),
+        ("clip.mp4", {"size": (20000, 20000)}, "Frames of 20000 pixels are too large"),
         ("clip.mp4", {"scale": 400}, "frames of 19200 pixels; choose one of at most 341"),
         ("full/..", {}, "no place of its own"),
         ("clip.mp4", {"crf": 52}, "crf"),
@@ -206,6 +207,17 @@ def test_mistakes_are_named_before_any_work(tmp_path, name, options, says):
     with pytest.raises(UserError, match=says):
         video.open_writer(f"{tmp_path}/{name}", **{"fps": FPS, "size": (32, 48)} | options)
     assert os.listdir(tmp_path) == ["full"]
+
+
+def test_one_folder_takes_one_command_at_a_time(tmp_path):
+    first = video.open_writer(f"{tmp_path}/frames/", FPS, (32, 48))
+    with pytest.raises(
+        UserError, match="Another command writes to .*frames.partial just now; choose another folder"
+    ):
+        video.open_writer(f"{tmp_path}/frames/", FPS, (32, 48))
+    with first as writer:
+        writer.write(moving_square(2))
+    assert len(os.listdir(tmp_path / "frames")) == 2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, 524])

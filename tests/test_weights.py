@@ -225,6 +225,14 @@ def test_hub_out_of_reach_tells_what_to_put_where(error, says, hub, tmp_path):
     assert said.endswith(f", and copy google/umt5-xxl/tokenizer.json of {weights.BASE} to {folder}.")
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_fetched(hub, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/TencentARC--RollingForcing").touch()
+    with pytest.raises(OSError):
+        weights.locate(STUDENT, WANTED)
+    assert not hub.asked
+
+
 def test_folder_filled_by_hand_needs_no_hub(hub, ours, tmp_path):
     folder = tmp_path / "kept/TencentARC--RollingForcing"
     folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import attention, config, placement, preflight, quantize, sampler
+from rfjax import attention, compilation, config, placement, preflight, quantize, sampler
 from rfjax.bench import parts
 from rfjax.errors import Parser, UserError
 from rfjax.files import check_writable
@@ -125,7 +125,7 @@ def check_reader(sizes: UMT5Config) -> None:
     """UserError where UMT5's parameters and what making them takes do not fit into the host's memory."""
     leaves = jax.tree.leaves(parts.reader_shapes(sizes))
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + 8 * max(leaf.size for leaf in leaves)
-    there = preflight.capacity(jax.local_devices(backend="cpu")[0])
+    there = preflight.capacity(compilation.host())
     if needed > there:
         raise UserError(
             f"The text encoder needs {gib(needed)} of the host, which has {gib(there)}; leave text out of --parts."

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import axes, collectives, placement, rollout, sampler, stream, umt5
+from rfjax import axes, collectives, compilation, placement, rollout, sampler, stream, umt5
 from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
@@ -68,7 +68,7 @@ def text(
     model: sampler.Sampler, captions: list[str], reader: umt5.UMT5Config | None
 ) -> Callable[[], np.ndarray | list[np.ndarray] | jax.Array]:
     """The prompts' encoder; UMT5 runs on the host, where the sampler runs it, and prompts that are kept do not count."""
-    host = jax.local_devices(backend="cpu")[0]
+    host = compilation.host()
     if isinstance(model.encoder, PromptEncoder):
         return functools.partial(model.encoder.reader(host), captions)
     if not isinstance(model.encoder, Unread):

@@ -168,6 +168,7 @@ class Engine:
             if index in stale:
                 self._refuse(viewer, Refusal("late", "A newer request came before this one was done."))
             else:
+                self._beat = time.monotonic()  # one prompt may take UMT5 seconds
                 self._do(viewer, request)
         return None not in asked
 

@@ -3,6 +3,7 @@
 import argparse
 
 from rfjax import change, compilation, config, preflight, sampler, shapes, text
+from rfjax.errors import UserError
 from rfjax.live import Live
 from rfjax.serve import protocol
 
@@ -13,11 +14,15 @@ def load(args: argparse.Namespace) -> tuple[Live, protocol.Hello]:
     change.parse(policy)  # before the weights are fetched
     compilation.keep_programs(args.compile_cache)
     settings = config.load(args.config)
+    if settings.get("method", "rolling") != "rolling":
+        raise UserError(
+            f"{args.config} is for {settings.method}, and the server rolls out by rolling windows; give another."
+        )
     if not args.skip_preflight:
         preflight.check(settings, args.limit, preflight.capacity(), "rolling")
     model = sampler.load(settings, args.weights)
     small = isinstance(model.encoder, text.WordEncoder)
-    examples = shapes.PROMPTS if small else (settings.prompt,)
+    examples = shapes.PROMPTS if small else (settings.get("prompt", ""),)
     return Live(model, args.limit, policy), hello(model.video, args.limit, args.idle, examples, small)
 
 
