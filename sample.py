@@ -342,7 +342,8 @@ def note_unlearnt(prompts: list[str]) -> None:
             shapes.parse(prompt)
         except UserError:
             print(
-                f'Note: the model has learnt sentences such as "{shapes.EXAMPLE}"; "{prompt}" may show anything.',
+                f'Note: the model has learnt sentences such as "{shapes.EXAMPLE}"; "{prompt}" may show anything (of two colours '
+                "the first is the object's).",
                 file=sys.stderr,
             )
 

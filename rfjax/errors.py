@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
 import os
@@ -25,6 +26,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        kind, _, rest = message.partition("unrecognized arguments: ")
+        if not kind and (flags := [word for word in rest.split() if word.startswith("--")]):
+            name = flags[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            message = f"there is no {name}" + "".join(f" (is it {flag}?)" for flag in near)
         raise UserError(f"A flag is wrong: {message}; --help lists them all.")
 
 

@@ -302,7 +302,10 @@ def comparisons(root: str | Path) -> Iterator[Comparison]:
 
 @exit_cleanly
 def main() -> None:
-    parser = Parser(description="Compare with the numbers of the public PyTorch implementation.")
+    parser = Parser(
+        prog="python -m rfjax.parity",
+        description="Compare with the numbers of the public PyTorch implementation.",
+    )
     parser.add_argument(
         "directory", help="config.json, vae_config.json, *.safetensors and *.npz, as in tests/golden"
     )

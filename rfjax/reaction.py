@@ -167,7 +167,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m rfjax.reaction", description=__doc__)
     add = parser.add_argument
     add("--clips", type=int, default=16, metavar="N", help="held-out captions (default %(default)s)")
     add("--policies", default=POLICIES, help="ways to change, with commas between (default %(default)s)")

@@ -49,7 +49,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     if data * inner != count:
         raise UserError(
             f"The mesh {data}×{config.fsdp}×{config.context} (data, fsdp, context) needs {data * inner} "
-            f"devices and there are {count}; set config.mesh to match."
+            f"devices and there are {count}; set config.mesh to match, by --config.mesh.fsdp=N and its like."
         )
     shape, kinds = (data, config.fsdp, config.context), (AxisType.Auto,) * len(axes.MESH)
     # jax.make_mesh would refuse 8×2 on a torus of 4×4, except on v5e: an axis may take part of a physical one.

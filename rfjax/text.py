@@ -10,6 +10,7 @@ the unconditional caption.
 """
 
 import dataclasses
+import difflib
 import re
 
 import numpy as np
@@ -69,9 +70,9 @@ class WordEncoder:
             raise UserError(f"The prompt is empty: write one like {shapes.PROMPTS[0]!r}")
         unknown = sorted({word for word in words if word not in _INDEX})
         if unknown:
-            raise UserError(
-                f"Unknown in the prompt: {', '.join(unknown)}; known words: {', '.join(VOCABULARY)}"
-            )
+            near = {word: difflib.get_close_matches(word, VOCABULARY, 1, 0.75) for word in unknown}
+            told = ", ".join(word + "".join(f" ({other}?)" for other in near[word]) for word in unknown)
+            raise UserError(f"Unknown in the prompt: {told}; known words: {', '.join(VOCABULARY)}")
         if len(words) > self.text_len:
             raise UserError(f"The prompt has {len(words)} words: use {self.text_len} or fewer")
         return words

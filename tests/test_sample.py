@@ -230,7 +230,8 @@ def test_a_default_prompt_is_told(fake, capsys):
         (["--video", "empty.txt"], "Cannot read the video empty.txt"),
         (["--video", "a.mp4", "--image", "a.png"], "not allowed with"),
         (["--fit", "stretch"], "letterbox"),
-        (["--second", "3"], "--second"),
+        (["--second", "3"], "there is no --second (is it --seconds?); --help lists them all"),
+        (["--promt=a large red circle"], "there is no --promt (is it --prompt?)"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(fake, capsys, arguments, says):

@@ -529,6 +529,17 @@ def test_a_study_elsewhere_that_does_not_fit_is_refused(place, monkeypatch, caps
     assert not Path("here/judged").exists()
 
 
+def test_a_table_of_what_is_judged_elsewhere_needs_no_starts(place, monkeypatch, capsys):
+    run(monkeypatch, "--workdir", "elsewhere", "--rows", "self_forcing")
+    Path("runs/ode/dit.safetensors").unlink()
+    capsys.readouterr()
+    command.main([*RUN, "--table", "--workdir", "here", "--beside", "elsewhere"])
+    assert "| Self Forcing as published \\* |" in capsys.readouterr().out and not Path("here").exists()
+    assert "it has not the same seconds" in fails(
+        capsys, "--table", "--workdir", "here", "--beside", "elsewhere", "--seconds", "12"
+    )
+
+
 def test_nothing_judged_is_told(place, capsys):
     command.main([*RUN, "--table"])
     assert capsys.readouterr().out.strip() == "Nothing is judged yet."
@@ -631,7 +642,7 @@ def test_a_config_may_change_no_more_than_its_row_is_about(changed, said, place,
             text = text.replace("    return config", f"    {changed}\n    return config")
         (folder / path.name).write_text(text)
     monkeypatch.setattr(rows, "CONFIGS", place / "configs" / "study")
-    assert said in fails(capsys)
+    assert said in fails(capsys) and said in fails(capsys, "--list")
     monkeypatch.setattr(rows, "ROWS", ROWS | {"no_sink": ROWS["no_sink"]._replace(config="rolling_forcing")})
     assert said in fails(capsys)  # a config that only trains
 

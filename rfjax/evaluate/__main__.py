@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def parse(argv):
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m rfjax.evaluate", description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

@@ -68,11 +68,11 @@ def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:
     parts = estimate.need(settings, args.clips, args.method)
     for name, size in (parts._asdict() | {"total": parts.total, "device": available}).items():
         print(f"{name:10}{'unknown' if size is None else gib(size):>12}")
+    if "stage" in settings:  # before what it may refuse
+        print(f"This is sampling. What training its stage {settings.stage!r} takes is told with --topology.")
     estimate.check(settings, args.clips, available, args.method)
     verdict = "Give --memory to see whether it fits" if available is None else "It fits"
     print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
-    if "stage" in settings:
-        print(f"This is sampling. What training its stage {settings.stage!r} takes is told with --topology.")
 
 
 def compile_for(args: argparse.Namespace, settings: ConfigDict) -> bool:

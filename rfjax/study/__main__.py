@@ -79,6 +79,7 @@ def asked(args) -> Study:
 def told(study: Study) -> str:
     """The rows, what is done of each, and its commands."""
     base, lines = work.settings(), []
+    work.check_rows(base)
     for name, seed in rows.pairs(study):
         row = rows.ROWS[name]
         jobs = rows.train(study, row.trained, seed, base), rows.judge(study, name, seed)
@@ -97,7 +98,9 @@ def main(argv=None) -> None:
         print(told(study))
         return
     study = work.as_judged(study) if args.table else study
-    others = clips.beside(Path(args.beside), work.noted(study) or work.identity(study)) if args.beside else {}
+    # Where nothing is judged, a table takes what is judged elsewhere as it is, whatever it began with.
+    run = args.beside and (work.noted(study) or (work.numbers if args.table else work.identity)(study))
+    others = clips.beside(Path(args.beside), run) if args.beside else {}
     after = functools.partial(table.publish, study, others, args.against)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")

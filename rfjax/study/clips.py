@@ -58,7 +58,8 @@ def beside(folder: Path, run: dict[str, Any]) -> Values:
     note = folder / keep.RUN
     if not note.is_file():
         raise UserError(f"There is no {note}, which says how clips were judged; it belongs beside {FILE}.")
-    if differ := keep.differences(keep.read(note), run):
+    there = {name: value for name, value in keep.read(note).items() if name in run}
+    if differ := keep.differences(there, run):
         raise UserError(f"The study in {folder} cannot stand beside this one: it has not the same {differ}.")
     values = read(folder)
     for name, seeds in values.items():

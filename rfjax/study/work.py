@@ -38,6 +38,18 @@ def check(study: Study) -> list[Job]:
     this study would put there.
     """
     base = settings()
+    check_rows(base)
+    run = identity(study)
+    keep.check(str(study.workdir), "--workdir")
+    keep.claim(study.workdir, run)
+    jobs = rows.jobs(study, base)
+    for job in jobs:
+        _check_finished(job)
+    return jobs
+
+
+def check_rows(base) -> None:
+    """UserError where a row has no method or changes more of the config BASE than it may."""
     for row in rows.ROWS.values():
         if row.method not in METHODS:
             raise UserError(
@@ -46,13 +58,6 @@ def check(study: Study) -> list[Job]:
     used = {name for row in rows.ROWS.values() for name in (row.config, row.trained)}
     for name in used - {rows.START}:
         _check_config(rows.CONFIGS / f"{name}.py", base)
-    run = identity(study)
-    keep.check(str(study.workdir), "--workdir")
-    keep.claim(study.workdir, run)
-    jobs = rows.jobs(study, base)
-    for job in jobs:
-        _check_finished(job)
-    return jobs
 
 
 def identity(study: Study) -> dict[str, Any]:
@@ -64,7 +69,12 @@ def identity(study: Study) -> dict[str, Any]:
                 f"There is no {path}, with which every training of the study begins; docs/drift.md says where it comes from."
             )
     contents = {f"contents of {base[field]}": data.fingerprint(base[field]) for field in rows.STARTS}
-    return {name: getattr(study, name) for name in NUMBERS} | {"judge": drift.VERSION} | contents
+    return numbers(study) | contents
+
+
+def numbers(study: Study) -> dict[str, Any]:
+    """What all scores of a study have in common but for the files with which it begins."""
+    return {name: getattr(study, name) for name in NUMBERS} | {"judge": drift.VERSION}
 
 
 def noted(study: Study) -> dict[str, Any]:
