@@ -236,7 +236,8 @@ def latents_file(path: str | None):
     with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb") as file:
         files.lock(file.fileno(), temporary, "give another name")
         try:
-            file.truncate(0)  # what a run that was killed left there
+            if os.fstat(file.fileno()).st_size:  # what a run that was killed left there
+                file.truncate(0)
             blocks = []
             yield blocks
             np.savez(file, latents=np.concatenate(blocks, 1))

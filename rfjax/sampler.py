@@ -304,8 +304,9 @@ def load(
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:
         params["dit"] = quantization.params(params["dit"], network.linear_dtype)
-    decoder = TinyDecoder(tiny) if tiny else VAE(codec)
-    return Sampler(video, _reader(settings, folder), dit.DiT(network), VAE(codec), decoder, roll, params)
+    vae = VAE(codec)
+    decoder = TinyDecoder(tiny) if tiny else vae
+    return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
 
 
 def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:
