@@ -153,7 +153,7 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
         unfinished = path.with_suffix(f".{jax.process_index()}.tmp")
         unfinished.write_text(json.dumps(about | {CONTENTS: contents}, indent=1))
         os.replace(unfinished, path)
-    found = json.loads(path.read_text())
+    found = claimed(folder)
     before = found.pop(CONTENTS, {})  # a folder of an older version has none
     differing = sorted(name for name in about | found if about.get(name) != found.get(name))
     if differing:
@@ -170,7 +170,7 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
         )
 
 
-def about(folder) -> dict:
+def claimed(folder) -> dict:
     """What `claim` has noted in a folder; empty where nothing is."""
     path = Path(folder) / ABOUT
     return json.loads(path.read_text()) if path.exists() else {}

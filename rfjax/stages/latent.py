@@ -154,7 +154,7 @@ def negative(settings) -> np.ndarray:
         raise UserError(
             f"There is no encoded negative prompt {source.path}; make it with `{ENCODE_PROMPTS}`."
         )
-    about = pipelines.about(Path(source.path).parent)
+    about = pipelines.claimed(Path(source.path).parent)
     wanted = settings.get("negative_prompt", "")
     if (encoded := about.get("negative_prompt", wanted)) != wanted:
         raise UserError(
