@@ -39,20 +39,20 @@ def attention(q, k, v):
     return softmax(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])) @ v
 
 
-def rotate(x, time, row, column):
+def rotate(x, time, row, column, base=10000.0):
     """x [..., K] of one token, its interleaved pairs turned as complex numbers."""
     head = x.shape[-1]
     space = 2 * (head // 6)
     angles = []
     for size, position in ((head - 2 * space, time), (space, row), (space, column)):
-        angles += [position * 10000.0 ** (-2 * i / size) for i in range(size // 2)]
+        angles += [position * base ** (-2 * i / size) for i in range(size // 2)]
     turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * np.array(angles))
     return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
 
 
-def rotate_frame(x, time, columns):
+def rotate_frame(x, time, columns, base=10000.0):
     """x [..., T, K]: the tokens of a frame, row by row."""
-    tokens = [rotate(x[..., i, :], time, i // columns, i % columns) for i in range(x.shape[-2])]
+    tokens = [rotate(x[..., i, :], time, i // columns, i % columns, base) for i in range(x.shape[-2])]
     return np.stack(tokens, -2)
 
 
@@ -117,7 +117,7 @@ class DiT:
                 for n in "qk"
             )
             v = [self.heads(linear(p["self_v"], h)) for h in y]
-            turn = functools.partial(rotate_frame, columns=columns)
+            turn = functools.partial(rotate_frame, columns=columns, base=c.rope_base)
             before = [(turn(kv[layer][0], position), kv[layer][1]) for position, kv in past]
             own = [(turn(key, position), value) for key, value, position in zip(k, v, positions, strict=True)]
             for i, h in enumerate(x):

@@ -32,10 +32,10 @@ def call(config=tiny.CONFIG):
     return jax.jit(lambda params, *args: DiT(config).apply({"params": params}, *args))
 
 
-def ours(positions, past=None, mask=None):
+def ours(positions, past=None, mask=None, config=tiny.CONFIG):
     x, t, _ = inputs()
     text_kv = tiny.text_kv(tiny.CONFIG, BATCH)
-    return call()(tiny.params(), x, t, text_kv, np.asarray(positions, np.int32), past, mask)
+    return call(config)(tiny.params(), x, t, text_kv, np.asarray(positions, np.int32), past, mask)
 
 
 def naive_past(kv, positions):
@@ -48,9 +48,13 @@ def naive_past(kv, positions):
     return frames
 
 
-def assert_agrees(result, frames, past=(), positions=range(FRAMES), sees=lambda query, key: True):
+def assert_agrees(
+    result, frames, past=(), positions=range(FRAMES), sees=lambda query, key: True, base=10000.0
+):
     x, _, _ = inputs()
-    flows, stored = tiny.naive_dit(BATCH)([x[:, i] for i in range(frames)], TIMES, positions, past, sees)
+    config = dataclasses.replace(tiny.CONFIG, rope_base=base)
+    network = naive.DiT(config, tiny.params(), tiny.context(BATCH))
+    flows, stored = network([x[:, i] for i in range(frames)], TIMES, positions, past, sees)
     flow, kv = result
     np.testing.assert_allclose(flow, np.stack(flows, 1), atol=2e-5)
     for part in (0, 1):
@@ -83,6 +87,14 @@ def test_past_agrees_with_numpy(valid):
     past = past_of(kv, positions, valid)
     seen = [frame for frame, ok in zip(naive_past(kv, positions), valid or [True] * SEEN, strict=True) if ok]
     assert_agrees(ours(own, past), FRAMES, seen, own)
+
+
+@pytest.mark.parametrize("changes", [{"rope_base": 100.0}, {"unroll": True}], ids=str)
+def test_another_base_of_the_rotations_and_unrolled_layers_agree_with_numpy(changes):
+    _, _, kv = inputs()
+    positions, own, config = [5, 6, 9], [10, 11, 12, 13], dataclasses.replace(tiny.CONFIG, **changes)
+    result = ours(own, past_of(kv, positions), config=config)
+    assert_agrees(result, FRAMES, naive_past(kv, positions), own, base=config.rope_base)
 
 
 @pytest.mark.parametrize("shift", [100_000, 1_000_000])

@@ -16,6 +16,7 @@ from flax import serialization
 import train
 from rfjax import (
     checkpoint,
+    compilation,
     config,
     data,
     detect,
@@ -23,13 +24,16 @@ from rfjax import (
     flow,
     lora,
     losses,
+    rollout,
     sampler,
     score,
     shapes,
     sharding,
     teacher,
+    training_rollout,
     tree,
 )
+from rfjax import state as train_state
 from rfjax.config import build
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
@@ -151,7 +155,13 @@ def _updates():
 def compiled(name, settings):
     """The stage's update, compiled once for all tests."""
     if name not in _updates():
-        _updates()[name] = STAGES[name].update(settings)
+        made = distill.steps
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # what `update` calls in turn is for tests of its own, too
+            keep = _updates().setdefault
+            patch.setattr(distill, "steps", lambda settings: keep("distill's steps", made(settings)))
+            _updates()[name] = STAGES[name].update(settings)
     return _updates()[name]
 
 
@@ -212,6 +222,154 @@ def test_ode_is_its_loss_at_levels_of_the_blocks_own(run):
     assert run.told[0]["loss"] == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.parametrize("run", ["teacher"], indirect=True)
+def test_teacher_is_its_loss_at_levels_of_clips_that_go_on(run):
+    settings, parts = run.settings, latent.parts(run.settings)
+    batch = STAGES["teacher"].data(settings)[0]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 0), 0)
+    keys, clips = jax.random.split(key, 3), np.float32(batch["latents"])
+    t, weight = teacher_stage.levels(parts.rollout, keys[0], *clips.shape[:2])
+    keep = np.asarray(jax.random.uniform(keys[1], (2, 1, 1))) >= teacher_stage.DROPPED
+    context, noise = np.where(keep, batch["context"], 0), np.asarray(jax.random.normal(keys[2], clips.shape))
+    sigma = np.asarray(t)[..., None, None, None] / 1000
+    flow_of = jax.jit(functools.partial(teacher.predict_flow, parts.dit))
+    predicted = flow_of(run.before[0].params, (1 - sigma) * clips + sigma * noise, t, context)
+    error = ((predicted - (noise - clips)) ** 2).mean((2, 3, 4))
+    counted = np.asarray(t) > 0  # the clean frames that a clip goes on from are no question
+    assert run.told[0]["loss"] == pytest.approx(float(error[counted].mean()), rel=1e-5)
+
+
+@functools.cache
+def rolled_out(parts, method):
+    """f(generator params, context, exit step, number of blocks, key) → the student's clip of at most 4 blocks."""
+
+    def roll(params, context, exit_step, num_blocks, key):
+        text_kv = parts.dit.apply({"params": params}, context, method="text_kv")
+        model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
+        noise = rollout.position_noise(jax.random.split(key, 2), parts.frame_shape)
+        plan = training_rollout.Plan(noise, exit_step, num_blocks, 4, 2, parts.frame_shape)
+        return training_rollout.constant_rollout(model, method, plan)
+
+    return jax.jit(roll)
+
+
+@pytest.mark.parametrize("run", ["distill"], indirect=True)
+def test_distillation_is_its_losses_of_three_networks_that_differ(run):
+    """Both updates as trained, against the losses written out. Student, critic and teacher are drawn apart, and so are prompts."""
+    settings, parts, mesh = (
+        run.settings,
+        latent.parts(run.settings),
+        sharding.make_mesh(sharding.MeshConfig()),
+    )
+    stage = STAGES["distill"]
+    fixed = sources.load(stage.frozen(settings), jax.random.key(0), mesh)
+    drawn = {name: random_params(fixed["teacher"], seed) for seed, name in enumerate("GCT", 5)}
+    put = functools.partial(jax.tree.map, lambda like, new: jax.device_put(new, like.sharding))
+    negative = np.random.default_rng(8).normal(size=(16, 48)).astype(np.float32)
+    fixed |= {"teacher": put(fixed["teacher"], drawn["T"])}
+    fixed |= {"negative": put(fixed["negative"], {"context": negative})}
+    batch = sharding.put_batch(
+        {"context": np.random.default_rng(9).normal(size=(6, 16, 48)).astype("f")}, mesh
+    )
+    places = jax.tree.map(lambda leaf: leaf.sharding, train.shapes(settings, stage, mesh))
+    state = jax.device_put(run.before[0], places)
+    generator = state.generator.replace(params=put(state.generator.params, drawn["G"]))
+    critic = state.critic.replace(params=put(state.critic.params, drawn["C"]))
+    critic_step, generator_step = _updates()["distill's steps"]
+    flow_of, crop = (
+        jax.jit(functools.partial(teacher.predict_flow, parts.dit)),
+        cropping(settings, fixed["vae"]),
+    )
+
+    def scored(key, rows):
+        """What is scored of the clips of these prompts, which frames count, and how it is noised."""
+        keys = jax.random.split(jax.random.fold_in(key, 0), 3)
+        how = jax.device_get(distill.draw(settings, keys[0]))
+        roll = rolled_out(parts, "rolling" if how.rolling else "self_forcing")
+        clip = roll(drawn["G"], context(rows), how.exit_step, how.num_blocks, keys[1])
+        clip, counts = crop(clip, how.num_blocks)
+        return clip, counts, *distill.score_draw(settings, keys[2], clip)
+
+    def context(rows):
+        return np.asarray(batch["context"])[rows]
+
+    def x0(network, x_t, t, text):
+        return x_t - t[:, None, None, None, None] / 1000 * flow_of(drawn[network], x_t, t, text)
+
+    # The critic's second update of a step has the second prompts of every three, the generator's the third.
+    key = jax.random.key(1)
+    clip, _, x_t, t, noise = scored(key, [1, 4])
+    wanted = ((flow_of(drawn["C"], x_t, t, context([1, 4])) - (noise - clip)) ** 2).mean()
+    told = critic_step(critic, generator.params, fixed, batch, 1, key)[1]
+    assert float(told["critic_loss"]) == pytest.approx(float(wanted), rel=1e-4)
+
+    critic = put(fixed["teacher"], drawn["C"])  # the first was donated
+    clip, counts, x_t, t, _ = scored(key, [2, 5])
+    fake, cond = x0("C", x_t, t, context([2, 5])), x0("T", x_t, t, context([2, 5]))
+    real = cond + settings.guidance * (cond - x0("T", x_t, t, np.stack([negative] * 2)))
+    gradient = (fake - real) / np.abs(clip - real).mean((1, 2, 3, 4), keepdims=True)
+    told = generator_step(generator, critic, fixed, batch, key)[1]
+    assert float(told["strength"]) == pytest.approx(float(np.abs(gradient).mean()), rel=1e-4)
+    assert float(told["loss"]) == pytest.approx(float(0.5 * (gradient[:, counts] ** 2).mean()), rel=1e-4)
+
+
+def test_a_step_trains_the_critic_on_the_student_as_it_is_and_the_student_by_the_newest_critic(monkeypatch):
+    """The networks are numbers that count their updates; the student's average is none of them."""
+    settings, calls = config.load(CONFIGS / "shapes_distill.py"), []
+    settings.update({"critic_steps": 2, "critic_warmup": 5})
+
+    def critic_step(critic, student, fixed, batch, index, key):
+        calls.append(("critic", critic.params, student, index, key))
+        return critic.replace(params=critic.params + 1), {"critic_loss": 0}
+
+    def generator_step(generator, critic, fixed, batch, key):
+        calls.append(("generator", generator.params, critic, None, key))
+        return generator.replace(params=generator.params + 1), {"loss": 0}
+
+    monkeypatch.setattr(distill, "steps", lambda settings: (critic_step, generator_step))
+    both = (train_state.TrainState(0, params, None, ema, None) for params, ema in ((10, -1), (20, None)))
+    update, before = distill.update(settings), distill.Distillation(*both)
+    after, told = update(before, {}, {}, 4)
+    assert [call[:4] for call in calls] == [("critic", 20, 10, 0), ("critic", 21, 10, 1)]
+    assert (after.generator.params, after.critic.params, set(told)) == (10, 22, {"critic_loss"})
+    calls.clear()
+    after, told = update(before, {}, {}, 5)
+    assert [call[:4] for call in calls][2] == ("generator", 10, 22, None)
+    assert after.generator.params == 11 and set(told) == {"critic_loss", "loss"}
+    assert len({tuple(jax.random.key_data(call[4]).tolist()) for call in calls}) == 3
+
+
+def test_every_update_of_a_step_has_its_own_prompts():
+    settings = types.SimpleNamespace(critic_steps=2)
+    parts = [distill._part(settings, jnp.arange(6), index) for index in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(6)) and {part.shape for part in parts} == {(2,)}
+
+
+@pytest.mark.parametrize("stage", ["teacher", "teacher_forcing", "ode", "distill"])
+def test_micro_batches_draw_apart(stage, folder, monkeypatch):
+    """The loss of the same clips as another part of the batch is another. Distillation's networks are stood in for."""
+    settings, found = settings_of(stage, folder, vae_weights=""), []
+    module, shape = STAGES[stage], (2, 6, 8, 8, 4)
+
+    def descend(state, objective, batch, *_):
+        loss = jax.jit(lambda index: objective(state.params, batch, index)[0])
+        found.append([float(loss(index)) for index in (0, 1)])
+        return state, {}
+
+    monkeypatch.setattr(train_state, "descend", descend)
+    monkeypatch.setattr(distill, "roll", lambda *args: jax.random.normal(args[-1], shape))
+    monkeypatch.setattr(losses, "critic_loss", lambda dit, params, clip, *_: clip.mean())
+    monkeypatch.setattr(losses, "score_x0", lambda dit, params, x_t, *_: x_t)
+    monkeypatch.setattr(losses, "guided_x0", lambda dit, params, x_t, *_: 0 * x_t)
+    monkeypatch.setattr(compilation, "training_step", lambda step: step)
+    mesh, key = sharding.make_mesh(sharding.MeshConfig()), jax.random.key(0)
+    fixed, params = (sources.load(which(settings), key, mesh) for which in (module.frozen, module.networks))
+    state, batch = module.init(settings, params), next(data.iterate(module.data(settings)))
+    module.update(settings)(state, fixed, jax.tree.map(jnp.asarray, batch), 1)
+    assert len(found) == (3 if stage == "distill" else 1)
+    assert all(first != second for first, second in found)
+
+
 def test_the_generator_goes_to_the_teacher_and_away_from_the_critic(folder, monkeypatch):
     """Clips are a number that the generator's parameters move; the critic wants 0 of them, the teacher 1."""
     settings, shape, asked = settings_of("distill", folder, vae_weights=""), (2, 6, 8, 8, 4), []
@@ -230,10 +388,17 @@ def test_the_generator_goes_to_the_teacher_and_away_from_the_critic(folder, monk
     assert float(after.params["head"]["bias"].mean()) > before and set(asked) == {settings.guidance}
 
 
-def test_clips_are_scored_at_noise_levels_from_20_to_980(folder):
-    clip = jnp.zeros((4000, 1, 1, 1, 1))
-    t = distill.score_draw(settings_of("distill", folder), jax.random.key(0), clip)[1]
+def test_clips_are_scored_at_shifted_noise_levels_from_20_to_980(folder):
+    clip = jax.random.normal(jax.random.key(1), (4000, 1, 1, 1, 1))
+    x_t, t, noise = map(
+        np.asarray, distill.score_draw(settings_of("distill", folder), jax.random.key(0), clip)
+    )
     assert t.min() == 20 and t.max() == 980
+    drawn = t / 1000 / (5 - 4 * t / 1000)  # the shift undone
+    np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+    sigma = t[:, None, None, None, None] / 1000
+    np.testing.assert_allclose(x_t, (1 - sigma) * clip + sigma * noise, atol=1e-6)
+    assert abs(np.corrcoef(noise.ravel(), np.ravel(clip))[0, 1]) < 0.05 and abs(noise.std() - 1) < 0.05
 
 
 @pytest.mark.parametrize("rolling", [True, False])
@@ -244,7 +409,7 @@ def test_a_draw_is_what_is_rolled_out(folder, monkeypatch, rolling):
         asked.append((method, plan))
         return jnp.zeros((2, 8, 8, 8, 4))
 
-    settings = settings_of("distill", folder)
+    settings = settings_of("distill", folder, scored_blocks=2)
     parts, params = (
         latent.parts(settings),
         random_params(sampler.abstract("dit", latent.parts(settings).dit.config), 0),
@@ -254,7 +419,7 @@ def test_a_draw_is_what_is_rolled_out(folder, monkeypatch, rolling):
     distill.roll(settings, parts, how, params, jnp.zeros((2, 16, 48)), drawn, jax.random.key(0))
     ((method, plan),) = asked
     assert method == ("rolling" if rolling else "self_forcing")
-    assert (plan.exit_step, plan.num_blocks) == (1, 3)
+    assert (plan.exit_step, plan.num_blocks, plan.max_blocks, plan.scored_blocks) == (1, 3, 4, 2)
 
 
 def test_loss_of_the_vae_is_its_formula():
@@ -498,13 +663,18 @@ def test_the_critic_keeps_no_average_and_a_checkpoint_that_has_one_is_restored(f
 # Distillation's crop
 
 
+def cropping(settings, params):
+    """f(clip, number of blocks) → (scored clip, which frames count), with the help of a VAE or of none."""
+    parts = latent.parts(settings)
+    reencode = functools.partial(latent.reencoder(settings), params) if params else None
+    return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks, 3))
+
+
 @pytest.fixture(scope="module")
 def cropped(folder):
-    """f(clip, number of blocks) → (scored clip, which frames count), and the parts of the config."""
+    """The crop of the config, and the config."""
     settings = settings_of("distill", folder)
-    parts, params = latent.parts(settings), latent._vae(settings)[1]
-    reencode = functools.partial(latent.reencoder(settings), params)
-    return jax.jit(lambda clip, blocks: distill.crop(parts, reencode, clip, blocks, 3)), settings
+    return cropping(settings, latent._vae(settings)[1]), settings
 
 
 def test_longer_clip_begins_with_the_encoding_of_the_frame_before_the_kept_ones(cropped):
@@ -520,11 +690,20 @@ def test_longer_clip_begins_with_the_encoding_of_the_frame_before_the_kept_ones(
     assert list(counts) == [False, False, True, True, True, True]
 
 
-def test_clip_of_the_span_is_scored_whole(cropped):
+@pytest.mark.parametrize("vae", [True, False])
+def test_clip_of_the_span_is_scored_whole(cropped, vae):
+    crop, settings = cropped
     clip = np.random.default_rng(1).normal(size=(2, 8, 8, 8, 4)).astype(np.float32)
-    scored, counts = cropped[0](clip, 3)
+    scored, counts = (crop if vae else cropping(settings, None))(clip, 3)
     np.testing.assert_array_equal(scored, clip[:, :6])
     assert all(counts)
+
+
+def test_longer_clip_without_a_vae_is_its_last_frames_of_which_the_first_block_does_not_count(folder):
+    clip = np.random.default_rng(2).normal(size=(2, 8, 8, 8, 4)).astype(np.float32)
+    scored, counts = cropping(settings_of("distill", folder), None)(clip, 4)
+    np.testing.assert_array_equal(scored, clip[:, 2:])
+    assert list(counts) == [False, False, True, True, True, True]
 
 
 def test_draws_cover_both_rollouts_every_exit_step_and_every_length(folder):
@@ -534,6 +713,13 @@ def test_draws_cover_both_rollouts_every_exit_step_and_every_length(folder):
     for values, choices in ((drawn.rolling, 2), (drawn.exit_step, 2), (drawn.num_blocks - 3, 3)):
         counts = np.bincount(np.int32(values), minlength=choices)
         assert len(counts) == choices and counts.min() > 0.7 * 300 / choices
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rolling_share_is_that_of_rolling_rollouts(folder, share):
+    settings = settings_of("distill", folder, rolling_share=share)
+    drawn = jax.vmap(functools.partial(distill.draw, settings))(jax.random.split(jax.random.key(0), 50))
+    assert (np.asarray(drawn.rolling) == bool(share)).all()
 
 
 # Mistakes
