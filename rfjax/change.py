@@ -107,7 +107,7 @@ def renoise(
     steps = model.config.num_steps
     if state.window.shape[1] != steps:
         return state
-    first = jnp.maximum(state.index - steps + 1, state.given)
+    first = rollout.oldest(model.config, state.index, state.given)
     blocks = first + jnp.arange(steps)
     begin = jnp.maximum(jnp.minimum(state.index, num_blocks) - count, first)  # at a clip's end nothing enters
 

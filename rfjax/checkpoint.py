@@ -124,8 +124,6 @@ class Checkpoints:
             )
         here, there = describe(like), about["leaves"]
         differing = sorted(name for name in here | there if here.get(name) != there.get(name))
-        differing = [name for name in differing if name in there or not _is_count(name)]
-        differing = [name for name in differing if name in here or not name.startswith("critic/ema/")]
         if differing:
             name = differing[0]
             raise UserError(
@@ -173,29 +171,18 @@ def _newest(folder: Path, steps, read):
 
 
 def _read(folder: Path, like):
-    """Leaves of a checkpoint's state, by their paths in `like`, in its dtypes and shardings. No process waits for another.
+    """Leaves of a checkpoint's state, by their paths in `like`, which may be fewer, in its dtypes and shardings.
 
-    A count that the checkpoint lacks, since it is older than the count, is 0; the critic's average, which older checkpoints have,
-    is passed over.
+    No process waits for another. ValueError where one is missing.
     """
     arguments = ocp.args.PyTreeRestore(
         item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
     found = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
-
-    def zero(path, leaf):
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        name = _name(path)
-        if not _is_count(name):
-            raise ValueError(f"{name} is missing")
-        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(zero, found)
-
-
-def _is_count(name: str) -> bool:
-    return name.split("/")[-1] == "skipped"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"{_name(path)} is missing")
+    return found
 
 
 def _read_json(folder: Path):

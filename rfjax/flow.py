@@ -34,7 +34,7 @@ def few_step_timesteps(steps: tuple[int, ...], shift: float) -> np.ndarray:
 
 
 def loss_weights(shift: float) -> np.ndarray:
-    """Diffusion-loss weight of every entry of the training table [1000], float32.
+    """Diffusion-loss weight that Wan's recipe gives every entry of the training table [1000], float32. The stages weigh them alike.
 
     A Gaussian bump around t = 500, exp(-2·((t - 500)/1000)²), minus its minimum, scaled to mean 1.
     """

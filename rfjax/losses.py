@@ -21,11 +21,10 @@ def mean_square(error: Array, weight: Array | None = None) -> Array:
     return square.mean()
 
 
-def table_draw(uniform: Array, shift: float) -> tuple[Array, Array]:
-    """Timesteps of the training table picked by u in [0, 1), and their diffusion-loss weights, both of u's shape."""
+def table_draw(uniform: Array, shift: float) -> Array:
+    """Timesteps of the training table picked by u in [0, 1), of u's shape."""
     index = jnp.floor(uniform * flow.NUM_TRAIN_TIMESTEPS).astype(jnp.int32)
-    table = flow.NUM_TRAIN_TIMESTEPS * flow.training_sigmas(shift)
-    return jnp.asarray(table)[index], jnp.asarray(flow.loss_weights(shift))[index]
+    return jnp.asarray(flow.NUM_TRAIN_TIMESTEPS * flow.training_sigmas(shift))[index]
 
 
 def diffusion_loss(
@@ -51,13 +50,12 @@ def teacher_forcing_loss(
     t: Array,
     noise: Array,
     block_frames: int,
-    weight: Array | None = None,
 ) -> Array:
     """Flow matching on the noisy half of [clean | noisy]: each noisy block sees the clean past, t [B, F]."""
     frames = x0.shape[1]
     mask = attention.teacher_forcing_mask(frames, block_frames)
     out = teacher_forcing_flow(dit, params, x0, flow.add_noise(x0, noise, t), t, context, mask)
-    return mean_square(out - (noise - x0), weight)
+    return mean_square(out - (noise - x0))
 
 
 def teacher_forcing_flow(

@@ -188,7 +188,7 @@ def window_call(
 
     Near the ends of the clip the window holds fewer than S blocks, and the rest is masked; `steady` promises all S.
     """
-    first = jnp.maximum(index - model.config.num_steps + 1, given)
+    first = oldest(model.config, index, given)
     blocks = first + jnp.arange(model.config.num_steps)
     step = jnp.clip(index - blocks, 0, model.config.num_steps - 1)
     return denoise(model, cache, window, blocks, step, (blocks <= index) & (blocks < num_blocks), steady)
@@ -230,7 +230,7 @@ def noised(model: Model, noise: NoiseFn, x0: Array, blocks: Array, step: Array) 
 
 def finished_kv(model: Model, state: RolloutState, x0: Array, steady: bool) -> KV:
     """After window i's call: the clean keys and values [L, B, N, A, K] of block a, if that is finished; if not, zeros."""
-    first = _first(model, state)
+    first = oldest(model.config, state.index, state.given)
 
     def clean():
         return clean_kv(model, state.cache, first, x0[:, 0], steady)
@@ -243,7 +243,8 @@ def finished_kv(model: Model, state: RolloutState, x0: Array, steady: bool) -> K
 
 def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, kv: KV) -> RolloutState:
     """After window i's calls: re-noise all blocks; if block a is finished, write its clean keys and move the window on."""
-    first, full, last = _first(model, state), _full(model, state), model.config.num_steps - 1
+    first, last = oldest(model.config, state.index, state.given), model.config.num_steps - 1
+    full = _full(model, state)
     blocks = first + jnp.arange(last + 1)
     # One step down; the finished one is at the last t, unused.
     window = noised(model, noise, x0, blocks, jnp.clip(state.index - blocks + 1, 0, last))
@@ -256,9 +257,9 @@ def leave(model: Model, noise: NoiseFn, state: RolloutState, x0: Array, kv: KV) 
     )
 
 
-def _first(model: Model, state: RolloutState) -> Array:
-    """Block a of window i."""
-    return jnp.maximum(state.index - model.config.num_steps + 1, state.given)
+def oldest(config: RolloutConfig, index: Array, given: Array | int) -> Array:
+    """Block a of window i: the first S hold fewer than S blocks, and no window reaches back to given ones."""
+    return jnp.maximum(index - config.num_steps + 1, given)
 
 
 def _full(model: Model, state: RolloutState) -> Array:

@@ -52,7 +52,6 @@ class Stream:
         self.state = None  # there is not always room for two
         with axes.on(self._mesh):
             self.state = begin(self.model, self._method, keys.shape[0], self._frame_shape, self._recall)
-        self.index = 0  # of the next rolling window, or Self-Forcing block
         self._keys, self._given = keys, iter(given)
         self._shown, self._lead = 0, METHODS[self._method].lead(self.model.config)
 
@@ -65,7 +64,7 @@ class Stream:
         block = next(self._given, None)
         with axes.on(self._mesh):
             if block is not None:
-                self.state, self.index = remember(self.model, self.state, block), self.index + 1
+                self.state = remember(self.model, self.state, block)
             else:
                 for _ in range(self._lead + 1):
                     block = self._step()
@@ -76,7 +75,6 @@ class Stream:
     def _step(self) -> Array:
         self.state, block = stream_step(self.model, self._method, self._keys, self._num_blocks, self.state)
         self.model = self.model.replace(text_kv=next(self._texts, self.model.text_kv))
-        self.index += 1
         return block
 
     def change(self, text_kv: KV, change: Change) -> None:

@@ -49,9 +49,9 @@ def opened(method, num_blocks=BLOCKS, given=(), key=KEYS):
 def turned(method, words, at, given=()):
     """The clip [1, F, H, W, C] whose prompt changes before window `at`."""
     stream, blocks = opened(method, given=given), []
-    while stream.index < at:
+    while stream.state.index < at:
         blocks.append(next(stream))
-    assert stream.index == at
+    assert stream.state.index == at
     stream.change(new_text(), change.parse(words))
     return np.concatenate([*blocks, *stream], 1)
 

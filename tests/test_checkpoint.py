@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import json
 import os
@@ -60,15 +59,6 @@ def test_state_may_be_donated_as_soon_as_save_comes_back(tmp_path):
         jax.block_until_ready(jax.jit(lambda old: {"x": old["x"] * 0}, donate_argnums=0)(big))
         found = kept.restore({"x": there})
     np.testing.assert_array_equal(found.state["x"], np.arange(2.0**22, dtype=np.float32))
-
-
-def test_checkpoint_from_before_updates_were_counted_is_read(tmp_path):
-    fields = [field.name for field in dataclasses.fields(state.TrainState) if field.name != "skipped"]
-    old = dataclasses.make_dataclass("Old", fields, frozen=True)
-    jax.tree_util.register_dataclass(old, fields, [])
-    with checkpoint.Checkpoints(tmp_path, 2, "vae") as kept:
-        kept.save(1, old(*(getattr(fresh(), name) for name in fields)), None)
-        equal(kept.restore(fresh()).state, fresh())
 
 
 @pytest.mark.parametrize("part", ["state", "data", "about"])

@@ -61,17 +61,13 @@ def test_losses_are_float32_whatever_the_network_gives():
     assert losses.mean_square(jnp.full((2, 2), 0.1, jnp.bfloat16), jnp.ones(2)).dtype == jnp.float32
 
 
-def test_table_weights_have_mean_1_and_the_closed_form():
+def test_draws_from_the_table_have_the_closed_form():
     sigma = np.array([5 * i / 1000 / (1 + 4 * i / 1000) for i in range(1000, 0, -1)])
-    bump = np.exp(-2 * ((1000 * sigma - 500) / 1000) ** 2)
-    bump -= bump.min()
     index = np.array([0, 1, 500, 998, 999])
-    t, weight = losses.table_draw(jnp.asarray((np.arange(1000) + 0.5) / 1000, jnp.float32), 5.0)
+    t = losses.table_draw(jnp.asarray((np.arange(1000) + 0.5) / 1000, jnp.float32), 5.0)
     np.testing.assert_allclose(t, 1000 * sigma, rtol=1e-6)
-    np.testing.assert_allclose(weight, bump / bump.mean(), rtol=1e-4, atol=1e-5)
-    assert float(weight.mean()) == pytest.approx(1, rel=1e-6) and float(weight.min()) == 0
     edges = jnp.asarray(index / 1000 + 1e-6, jnp.float32)
-    np.testing.assert_array_equal(losses.table_draw(edges, 5.0)[0], np.asarray(t)[index])
+    np.testing.assert_array_equal(losses.table_draw(edges, 5.0), np.asarray(t)[index])
 
 
 BLOCK = 1  # frame a block in the causal forms, which the naive network walks through one by one
@@ -93,18 +89,17 @@ def test_teacher_forcing_is_every_block_behind_its_clean_past():
     network, params, context = dit.DiT(tiny.CONFIG), tiny.params(), tiny.context(1)
 
     @jax.jit
-    def both(params, weight):
+    def both(params):
         mask = attention.teacher_forcing_mask(3, BLOCK)
-        arguments = (network, params, CAUSAL_X, context, CAUSAL_T, CAUSAL_NOISE, BLOCK, weight)
+        arguments = (network, params, CAUSAL_X, context, CAUSAL_T, CAUSAL_NOISE, BLOCK)
         x_t = losses.flow.add_noise(CAUSAL_X, CAUSAL_NOISE, CAUSAL_T)
         out = losses.teacher_forcing_flow(network, params, CAUSAL_X, x_t, CAUSAL_T, context, mask)
         return out, losses.teacher_forcing_loss(*arguments)
 
-    weight = np.float32([[0.5, 1.5, 1.0]])
-    out, loss = both(params, weight)
+    out, loss = both(params)
     np.testing.assert_allclose(out, np.stack(wanted, 1), atol=3e-5)
     error = np.stack(wanted, 1) - (CAUSAL_NOISE - CAUSAL_X)
-    np.testing.assert_allclose(loss, (error**2 * spread(weight)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(loss, (error**2).mean(), rtol=1e-4)
 
 
 def test_ode_loss_is_the_error_of_x0_under_the_block_causal_mask():

@@ -59,7 +59,7 @@ def levels(rollout, key, batch, frames):
     """
     block = jnp.arange(frames) // rollout.block_frames
     level_key, kind_key, length_key = jax.random.split(key, 3)
-    t, _ = losses.table_draw(jax.random.uniform(level_key, (batch, 1)), rollout.shift)
+    t = losses.table_draw(jax.random.uniform(level_key, (batch, 1)), rollout.shift)
     continued = jax.random.uniform(kind_key, (batch, 1)) < CONTINUED
     blocks = -(-frames // rollout.block_frames)
     length = jnp.minimum(jax.random.randint(length_key, (batch, 1), 1, blocks), blocks - 1)

@@ -44,4 +44,4 @@ def update(config):
 def levels(rollout, key, batch, frames):
     """Timesteps [B, F]: each block draws its own."""
     uniform = jax.random.uniform(key, (batch, frames // rollout.block_frames))
-    return jnp.repeat(losses.table_draw(uniform, rollout.shift)[0], rollout.block_frames, axis=1)
+    return jnp.repeat(losses.table_draw(uniform, rollout.shift), rollout.block_frames, axis=1)
