@@ -252,8 +252,10 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         self.patch_embedding = Linear(c.dim, dtype=c.dtype)
-        self.time_in, self.time_out = Linear(c.dim, dtype="float32"), Linear(c.dim, dtype="float32")
-        self.time_projection = Linear(6 * c.dim, dtype="float32")
+        # Float32 in fact: by default a TPU rounds factors to bfloat16, and a GPU to TF32.
+        exact = dict(dtype="float32", precision="highest")
+        self.time_in, self.time_out = Linear(c.dim, **exact), Linear(c.dim, **exact)
+        self.time_projection = Linear(6 * c.dim, **exact)
         self.text_in, self.text_out = Linear(c.dim, dtype=c.dtype), Linear(c.dim, dtype=c.dtype)
         scan = dict(
             variable_axes={"params": 0},
@@ -267,7 +269,7 @@ class DiT(nn.Module):
         self.blocks = nn.scan(block, in_axes=(0, 0, nn.broadcast), **scan)(c)
         self.head_modulation = self.param("head_modulation", nn.initializers.normal(c.dim**-0.5), (2, c.dim))
         features = int(np.prod(c.patch_size)) * c.in_dim
-        self.head = nn.Dense(features, dtype="float32", kernel_init=nn.initializers.zeros)
+        self.head = nn.Dense(features, kernel_init=nn.initializers.zeros, **exact)
 
     def text_kv(self, context: Array) -> KV:
         """Text keys and values of every layer from padded embeddings [B, text_len, text_dim]: k, v [L, B, text_len, A, K]."""
