@@ -1,7 +1,4 @@
-"""Viewers over real sockets, and servers in this process with a batch that needs no network.
-
-What imports it is skipped where the extra is missing.
-"""
+"""Viewers over real sockets, and servers in this process with a batch that needs no network."""
 
 import contextlib
 import http.client
@@ -10,18 +7,13 @@ import threading
 import time
 from types import SimpleNamespace
 
+import fake_live
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
-EXTRA = "the server's extra is not installed: pip install -e '.[serve]'"
-for name in ("starlette", "uvicorn", "websockets.sync.client"):
-    pytest.importorskip(name, reason=EXTRA)
-
-import fake_live  # noqa: E402
-from websockets.exceptions import ConnectionClosed  # noqa: E402
-from websockets.sync.client import connect  # noqa: E402
-
-from rfjax import shapes  # noqa: E402
-from rfjax.serve import protocol, run  # noqa: E402
+from rfjax import shapes
+from rfjax.serve import protocol, run
 
 RED, STAR = shapes.PROMPTS[:2]
 DEADLINE = 60.0  # seconds after which something that does not come counts as missing

@@ -40,7 +40,6 @@ def test_running_means_are_those_of_neighbours():
 
 
 def test_the_command_draws_what_is_asked_for(run, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     many = write(tmp_path / "many", [{"step": step, "loss": step % 7} for step in range(80)])
     sizes = []
     for metrics in (["--metrics", "loss"], []):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax import serialization
 from ml_collections import ConfigDict
 
@@ -24,9 +25,6 @@ from rfjax.stages import teacher as teacher_stage
 from rfjax.state import TrainState
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
-
-tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("ftfy")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPTS = ["a fox trots through snow", "a boat", "rain on a window at night"]

@@ -204,7 +204,6 @@ def test_two_methods_are_compared_clip_by_clip():
 
 
 def test_measures_are_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     curve = {"a": np.array([[1.0, 2.0, np.nan], [2.0, 4.0, np.nan]]), "b": np.ones((2, 3))}
     command.draw.curves({"one": curve, "two": curve}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:

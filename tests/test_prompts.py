@@ -11,9 +11,6 @@ import pytest
 from rfjax import checkpoint, config, prompts, sampler, umt5
 from rfjax.errors import UserError
 
-tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("ftfy")
-
 TEXTS = [
     "A red panda eats bamboo, slowly.",
     "  tabs\tand\n\nnewlines   become spaces ",

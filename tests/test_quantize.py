@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwix
 import tiny
 
 import sample
@@ -24,7 +25,6 @@ from rfjax.rollout import Model, RolloutConfig
 from rfjax.stream import Stream
 from rfjax.tree import flatten
 
-qwix = pytest.importorskip("qwix")
 ROOT = Path(__file__).parents[1]
 DTYPES = quantize.DTYPES[1:]
 KERNELS = {
@@ -162,7 +162,7 @@ def rounding(state, block, kv, when=True):
 
 
 def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
-    roll = RolloutConfig((1000, 500), 5.0, 1, 1, 3, 3)
+    roll = RolloutConfig((1000, 500), 5.0, 1, 1, 4, 4)
     model = tiny.model(dataclasses.replace(roll, int8_cache=True))
     rounded = cache.SINK_RING._replace(write=rounding)
     other = Model(model.dit, model.params, model.text_kv, roll, rounded)
@@ -175,8 +175,8 @@ def test_a_stream_with_it_is_one_that_remembers_rounded_keys():
     kept, rounded, exact = map(clip, (model, other, tiny.model(roll)))
     gap, effect = np.abs(kept - rounded), np.abs(kept - exact)
     # The largest number of a token, where negative, lies between two numbers of 8 bits, and may fall to either: the two
-    # programs differ in the last bit before. It shows where such a key is read: in the last block, which alone sees the ring.
-    assert gap[:, :-1].max() < 5e-4 and gap.mean() < 0.5 * effect.mean()
+    # programs differ in the last bit before.
+    assert gap.mean() < 0.2 * effect.mean()
 
 
 # What `python -m rfjax.bench quantize` tells

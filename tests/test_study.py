@@ -546,7 +546,6 @@ def test_nothing_judged_is_told(place, capsys):
 
 
 def test_pictures_show_what_is_judged(place, monkeypatch):
-    pytest.importorskip("matplotlib")
     run(monkeypatch)
     found = table.collect(SMALL)
     DRAW(SMALL, found, table.figures(table.values(found)))

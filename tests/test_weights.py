@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -14,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from rfjax import convert, tensorfile, weights
 from rfjax.errors import UserError
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
 errors = importlib.import_module("huggingface_hub.errors")
 httpx = sys.modules[errors.HTTPError.__module__]  # the hub's HTTP client, whose name changes with its version
 
