@@ -34,7 +34,7 @@ def check(backend: str, dtype: str, head_dim: int) -> None:
     if here not in BACKENDS[backend]:
         there = ", ".join(name for name, platforms in BACKENDS.items() if here in platforms)
         raise UserError(f"There is no {backend} attention on {here.upper()}; --attention takes {there}.")
-    if backend == "cudnn" and not _suits_cudnn(dtype, head_dim):
+    if backend == "cudnn" and not has_flash("gpu", dtype, head_dim):
         raise UserError(
             f"cuDNN's attention takes bfloat16 or float16 and heads of a multiple of 8, at most 128, not {dtype} and {head_dim}; "
             "set config.dit.dtype = 'bfloat16', or give --attention xla."
@@ -54,19 +54,21 @@ def attend(
     """
     q = q * q.shape[-1] ** -0.5
     here = axes.platform()
-    if backend == "auto" and here == "gpu" and _suits_cudnn(q.dtype, q.shape[-1]) and _from_ampere():
+    if backend == "auto" and here == "gpu" and has_flash(here, q.dtype, q.shape[-1]) and _from_ampere():
         backend = "cudnn"
     if backend == "splash" or (backend == "auto" and here == "tpu"):
         return _per_device(flash.flash, q, k, v, mask)
     if isinstance(mask, FrameMask):
         mask = mask.frames
     if backend == "cudnn" and (mask is None or mask.shape[0] == 1):
-        return _cudnn(q, k, v, mask)
+        return _per_device(_cudnn, q, k, v, mask)
     return _chunked(q, k, v, mask)
 
 
-def _suits_cudnn(dtype, head_dim: int) -> bool:
-    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
+def has_flash(platform: str, dtype, head_dim: int) -> bool:
+    """Whether a platform has a flash kernel for heads of this dtype and size, whose scores never lie in memory."""
+    suits_cudnn = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
+    return platform == "tpu" or (platform == "gpu" and suits_cudnn)
 
 
 def _from_ampere() -> bool:

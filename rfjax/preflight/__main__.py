@@ -41,6 +41,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
         help=f"in 8 bits: {', '.join(quantize.MODES)} (default: as the config says)",
     )
     add("--memory", type=float, metavar="GIB", help="of the device (default: what it says)")
+    add("--platform", choices=("cpu", "gpu", "tpu"), help="that --memory is of (default: this machine's)")
     add("--topology", metavar="NAME", help=f"chips to compile for: {topology.EXAMPLES}")
     add(
         "--devices",
@@ -65,12 +66,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
 def sum_up(args: argparse.Namespace, settings: ConfigDict) -> None:
     """The estimate of sampling; UserError where it does not fit."""
     available = estimate.capacity() if args.memory is None else int(args.memory * GIB)
-    parts = estimate.need(settings, args.clips, args.method)
+    parts = estimate.need(settings, args.clips, args.method, args.platform)
     for name, size in (parts._asdict() | {"total": parts.total, "device": available}).items():
         print(f"{name:10}{'unknown' if size is None else gib(size):>12}")
     if "stage" in settings:  # before what it may refuse
         print(f"This is sampling. What training its stage {settings.stage!r} takes is told with --topology.")
-    estimate.check(settings, args.clips, available, args.method)
+    estimate.check(settings, args.clips, available, args.method, args.platform)
     verdict = "Give --memory to see whether it fits" if available is None else "It fits"
     print(f"{verdict}; the length does not matter, memory is the same after a second and after an hour.")
 

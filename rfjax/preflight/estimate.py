@@ -1,10 +1,9 @@
 """The memory that sampling needs on any device, counted without compiling anything.
 
 Parameters, cache and the decoder's past are counted exactly, from abstract shapes. What a step needs besides is a sum of the arrays
-alive at its peak, calibrated against XLA's own count (`memory_analysis` of the compiled steps on CPU, jax 0.10) from the tests'
-sizes to Wan 1.3B at 832x480: never below it and at most 1.6 times it, but for large frames in float32, where it has room for a copy
-of the cache that no step makes any more. On CPU bfloat16 operands are widened to float32 and scores are made in the open, so a TPU
-needs less: `--topology` compiles for one. No GPU was tried.
+alive at its peak, calibrated against the compilers' own counts: XLA's for CPU, from the tests' sizes to Wan 1.3B at 832x480, and
+libtpu's for v5e and v6e at that size. It is never below these and at most 1.6 times as much. On CPU, 16-bit operands are widened to
+float32 and attention's scores are made in the open; a TPU does neither. A GPU with cuDNN's attention counts as one: none was tried.
 """
 
 import bisect
@@ -20,15 +19,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rfjax import config, dit, rollout, sampler
-from rfjax.attention import MOST_SCORES
+from rfjax import attention, axes, config, dit, rollout, sampler
 from rfjax.errors import UserError
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.vae import VAE, VAEConfig
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 GIB = 2**30
-WIDE = 4  # bytes of a number in products and softmax, whatever the parameters are kept in
+WIDE = 4  # bytes of a number in products and softmax on CPU, whatever the parameters are kept in
 SPARE = 1.1  # what is lost between arrays, and the many small ones
 Decoder = VAEConfig | TinyVAEConfig
 
@@ -39,15 +37,18 @@ class Need(NamedTuple):
     parameters: int  # of the transformer and of the decoder in use
     cache: int  # keys and values of past blocks and of the prompts, and the window
     window: int  # the most that one step of the stream needs besides
-    decoder: int  # its past, and the most that decoding one block needs besides
+    decoder: (
+        int  # its past, and the most that decoding one block needs besides, on accelerators beyond a step
+    )
 
     @property
     def total(self) -> int:
-        """The sum: a block may be decoded while the next is under way."""
+        """The sum: on CPU a block may be decoded while the next is under way; accelerators do one after the other."""
         return sum(self)
 
 
 class _Plan(NamedTuple):
+    platform: str
     method: str
     clips: int
     grid: tuple[int, int]  # rows and columns of patches
@@ -69,16 +70,26 @@ class _Plan(NamedTuple):
     @property
     def need(self) -> Need:
         parameters = _bytes([sampler.abstract("dit", self.network), _streaming(self.decoder)[0]])
-        return Need(parameters, _cache(self), _window(self), _decoder(self))
+        window, (past, busy) = _window(self), _decoder(self)
+        if self.platform != "cpu":
+            busy = max(0, busy - window)
+        return Need(parameters, _cache(self), window, past + busy)
+
+    def number(self, part: dit.DiTConfig | Decoder) -> int:
+        """Bytes of a number that a part computes with."""
+        return WIDE if self.platform == "cpu" else _width(part)
+
+    def widened(self, part: dit.DiTConfig | Decoder) -> bool:
+        return self.number(part) > _width(part)
 
 
-def _plan(settings: ConfigDict, clips: int, method: str) -> _Plan:
+def _plan(settings: ConfigDict, clips: int, method: str, platform: str | None) -> _Plan:
     video, network, vae, roll = sampler.sections(settings)
     used = sampler.tiny_decoder(settings)
     tiny = config.build(TinyVAEConfig, settings, "tiny") if "tiny" in settings else None
     stride, (_, down, across) = vae.spatial_stride, network.patch_size
     grid = -(-video.height // (stride * down)), -(-video.width // (stride * across))
-    return _Plan(method, clips, grid, network, vae, tiny, used or vae, roll)
+    return _Plan(platform or axes.platform(), method, clips, grid, network, vae, tiny, used or vae, roll)
 
 
 def _bytes(arrays: Any, width: int | None = None) -> int:
@@ -108,56 +119,65 @@ def _cache(p: _Plan) -> int:
 
 def _window(p: _Plan) -> int:
     """Peak of `stream.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
-    c, roll, params = p.network, p.roll, sampler.abstract("dit", p.network)
+    c, roll, params, number = p.network, p.roll, sampler.abstract("dit", p.network), p.number(p.network)
     rolling, block = p.method == "rolling", roll.block_frames * prod(p.grid)  # tokens
     blocks = roll.num_steps if rolling else 1  # of the window
     window, past = blocks * block, (roll.span_blocks - 1) * block
+    in_the_open = not attention.has_flash(p.platform, c.dtype, c.head_dim)
 
-    def kv(tokens: int, width: int = WIDE) -> int:  # of all layers
-        return 2 * c.num_layers * p.clips * tokens * c.dim * width
+    def kv(tokens: int) -> int:  # of all layers
+        return 2 * c.num_layers * p.clips * tokens * c.dim * number
 
     def layer(queries: int, keys: int) -> int:
         rows = p.clips * c.num_heads * keys
-        scores = 2 * min(rows * queries, max(rows, MOST_SCORES)) * WIDE  # before and after the mask
-        attention = scores + 2 * p.clips * (queries + keys) * c.dim * WIDE + queries * keys
-        hidden, mlp = (2 * p.clips * queries * size * WIDE for size in (c.dim, c.ffn_dim))
-        return max(attention, mlp) + hidden + _bytes(params["blocks"], WIDE) // c.num_layers
+        scores = 2 * min(rows * queries, max(rows, attention.MOST_SCORES)) * WIDE  # before and after the mask
+        looked = in_the_open * (scores + queries * keys) + 2 * p.clips * (queries + keys) * c.dim * number
+        hidden, mlp = (2 * p.clips * queries * size * number for size in (c.dim, c.ffn_dim))
+        weights = 2 * _bytes(params["blocks"], number) // c.num_layers  # its own, and the next layer's
+        return max(looked, mlp) + hidden + weights
 
-    widened = _bytes(params, WIDE) + kv(c.text_len) if _width(c) < WIDE else 0
     frame = 4 * prod(p.latent) * c.in_dim + 12 * c.dim  # noise and modulation
     scene = (2 * (past + window) * c.head_dim + p.clips * blocks * roll.block_frames * frame) * WIDE
-    read = kv(past) // 2  # of the past, layer by layer, what XLA widens or lays out anew ahead of the layers
-    changed = kv((roll.sink_blocks + roll.ring_blocks + 1) * block, _width(c))  # room for the cache once more
-    clean = changed + layer(block, past + block)
-    denoise = kv(past + block - window) * rolling + layer(window, past + window)
-    return int(SPARE * (widened + scene + read + max(clean, denoise)))
+    # The clean call's keys and values of all layers, which an accelerator lays out once more for the cache.
+    clean = (1 if p.platform == "cpu" else 2) * kv(block)
+    calls = max(layer(block, past + block), layer(window, past + window))
+    widened = 0
+    if p.widened(
+        p.network
+    ):  # parameters, text, and of the past and the window's own what XLA widens ahead of the layers
+        own = max(0, past + block - window) * rolling
+        widened = _bytes(params, WIDE) + kv(c.text_len) + kv(past) // 2 + kv(own)
+    return int(SPARE * (widened + scene + clean + calls))
 
 
-def _decoder(p: _Plan) -> int:
+def _decoder(p: _Plan) -> tuple[int, int]:
+    """Bytes of its past, and the most that decoding one block needs besides."""
     c, area, (params, past) = p.decoder, p.clips * prod(p.latent), _streaming(p.decoder)
     if isinstance(c, TinyVAEConfig):
         doubling, features, scores = c.temporal_upsample, (0, *c.widths[:-1]), 0
-        maps = 2 * WIDE  # grown, and with its frames in order
+        maps = 2 * WIDE  # grown, and with its frames in order; a TPU pads so few features to 128
     else:
         doubling, features = c.temporal_downsample[::-1], [c.dim * n for n in c.dim_mult[::-1]]
-        maps = 3 * WIDE + 4 * _width(c)  # parts of a convolution's sum; its ends and the shortcut
+        maps = 3 * p.number(c) + 4 * _width(c)  # parts of a convolution's sum; its ends and the shortcut
         scores, params = 3 * prod(p.latent) * WIDE, params["decoder"]
     largest = max(n * prod(4 * (1 + d) for d in doubling[:i]) for i, n in enumerate(features))
     # Of one latent frame at a time, at most: large video frames are made one by one.
     busy = area * max(maps * largest, scores)
-    widened = _bytes(params, WIDE) if _width(c) < WIDE else 0
-    return int(2 * area * past + SPARE * (busy + widened))  # the past before and after
+    widened = _bytes(params, WIDE) if p.widened(c) else 0
+    pasts = 2 if p.platform == "cpu" else 1  # before and after; elsewhere one takes the other's place
+    return pasts * area * past, int(SPARE * (busy + widened))
 
 
-def need(settings: ConfigDict, clips: int, method: str = "rolling") -> Need:
+def need(settings: ConfigDict, clips: int, method: str = "rolling", platform: str | None = None) -> Need:
     """What sampling so many clips at a time needs, in bytes; their length does not matter.
 
-    A size that the patches do not tile counts as the next larger one; `sampler.load` refuses it.
+    A size that the patches do not tile counts as the next larger one; `sampler.load` refuses it. platform: "cpu", "gpu" or "tpu",
+    by default this machine's.
 
     Raises:
       UserError: a section that is missing or wrong.
     """
-    return _plan(settings, clips, method).need
+    return _plan(settings, clips, method, platform).need
 
 
 def capacity(device: jax.Device | None = None) -> int | None:
@@ -221,13 +241,19 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / GIB:.2g} GiB"
 
 
-def check(settings: ConfigDict, clips: int, available: int | None, method: str = "rolling") -> Need:
+def check(
+    settings: ConfigDict,
+    clips: int,
+    available: int | None,
+    method: str = "rolling",
+    platform: str | None = None,
+) -> Need:
     """What `need` says, if it fits in the available bytes or these are unknown.
 
     Raises:
       UserError: it does not fit; says what is needed and what would fit. Or a section that is missing or wrong.
     """
-    plan = _plan(settings, clips, method)
+    plan = _plan(settings, clips, method, platform)
     if available is None or plan.need.total <= available:
         return plan.need
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.need._asdict().items())
