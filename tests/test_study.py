@@ -111,6 +111,8 @@ def test_seeds_come_one_after_another_and_rows_of_one_seed_last():
     assert list(rows.pairs(Study(Path("runs/study")))) == wanted
     own = Study(Path("runs/study"), ("sink_2", "no_sink"), (7, 11))
     assert list(rows.pairs(own)) == [("no_sink", 7), ("no_sink", 11), ("sink_2", 7)]
+    start = Study(Path("runs/study"), ("ode_initialisation",), (7,))  # the same weights, whatever the seed
+    assert list(rows.pairs(start)) == [("ode_initialisation", 0)]
 
 
 def test_what_a_row_needs_comes_before_it_and_once():

@@ -80,10 +80,14 @@ class Job(NamedTuple):
 
 
 def pairs(study: Study) -> Iterator[tuple[str, int]]:
-    """(row, training seed) in the order of work: a seed of all core rows after another, then the rows of one seed."""
+    """(row, training seed) in the order of work: a seed of all core rows after another, then the rows of one seed.
+
+    What is rolled out as every training begins is 0, whatever seeds are asked for: it is the same weights for all.
+    """
     core = [name for name in study.rows if ROWS[name].core]
     yield from ((name, seed) for seed in study.seeds for name in core)
-    yield from ((name, study.seeds[0]) for name in study.rows if not ROWS[name].core)
+    further = [name for name in study.rows if not ROWS[name].core]
+    yield from ((name, 0 if ROWS[name].trained == START else study.seeds[0]) for name in further)
 
 
 def judge(study: Study, name: str, seed: int) -> Job:
