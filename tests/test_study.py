@@ -364,7 +364,7 @@ def test_the_table_is_what_naive_sums_give(place, monkeypatch, capsys):
     run(monkeypatch, "--seeds", "0")
     run(monkeypatch, "--rows", "rolling_forcing")  # its second seed: the reference has one
     numbers = json.loads(Path("runs/study/study.json").read_text())
-    assert list(numbers) == ["rolling_forcing"]
+    assert list(numbers) == ["rolling_forcing", "self_forcing"]  # which is judged, though not asked for
     capsys.readouterr()
     command.main([*RUN, "--table"])
     text, numbers = capsys.readouterr().out, json.loads(Path("runs/study/study.json").read_text())
@@ -428,6 +428,15 @@ def test_ratios_to_another_row(place, monkeypatch, capsys):
     )
     assert there * back == pytest.approx(1) and numbers["rolling_forcing"]["ratios"] == {}
     assert "There is no row 'rolling'" in fails(capsys, "--table", "--against", "rolling")
+    for asked, against in (("rolling_forcing,no_sink", "self_forcing"), ("rolling_forcing", "window_3")):
+        command.main([*RUN, "--rows", asked, "--table", "--against", against])
+        said = capsys.readouterr().out
+        assert (
+            ("| Self Forcing as published |" in said)
+            == ("No ratios" not in said)
+            == (against == "self_forcing")
+        )
+    assert "No ratios: window of 3 is not judged; judge it too (--rows window_3)" in said
 
 
 def test_what_a_caption_does_not_name_counts_in_no_share():

@@ -121,6 +121,7 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
     if not found:
         return "Nothing is judged yet.\n"
     here = found.keys() & set(study.rows) - set(others)
+    against = next(iter(found.values()))["against"]
     done = {(name, seed) for name in here for seed in found[name]["seeds"]}
     wanted = done | set(rows.pairs(study))
     found = {name: row | {"title": row["title"] + r" \*" * (name in others)} for name, row in found.items()}
@@ -129,6 +130,7 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
         "mean ± standard error over training seeds and prompts.",
         r"\* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
+        "" if against in found else _unjudged(against),
         "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
         _table(["row", *drift.PARTS, "moving"], [_parts(row) for row in found.values()]),
@@ -137,6 +139,14 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
         _hypothesis(found),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _unjudged(against: str) -> str:
+    """Why there are no ratios."""
+    return (
+        f"No ratios: {ROWS[against].title} is not judged; judge it too (--rows {against}), or give --beside a study that "
+        "has it."
+    )
 
 
 def _main_table(found) -> str:
@@ -204,10 +214,12 @@ def _ratio(ratio) -> str:
 def publish(study: Study, others: Values | None = None, against: str = REFERENCE) -> str:
     """Writes study.md, study.json and the pictures of the asked rows, clips.csv of all that is judged; the text of study.md.
 
-    others: what was judged elsewhere, for the rows that are not judged here. against: the row to which ratios are given.
+    others: what was judged elsewhere, for the rows that are not judged here. against: the row to which ratios are given, which is
+    shown where it is judged, asked for or not.
     """
     scores = collect(study)
-    found, ours = {name: scores[name] for name in study.rows if name in scores}, values(scores)
+    shown = dict.fromkeys((*study.rows, against))
+    found, ours = {name: scores[name] for name in shown if name in scores}, values(scores)
     both = {name: ours[name] for name in found}
     both |= {name: ours.get(name, row) for name, row in (others or {}).items()}
     elsewhere = both.keys() - ours.keys()
