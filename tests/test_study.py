@@ -523,8 +523,11 @@ def test_a_study_elsewhere_that_does_not_fit_is_refused(place, monkeypatch, caps
     capsys.readouterr()
     beside = ["--workdir", "here", "--beside", "elsewhere"]
     assert "it has not the same seconds" in fails(capsys, *beside, "--seconds", "12")
-    path = Path("elsewhere/clips.csv")
-    whole = path.read_text()
+    path, note = Path("elsewhere/clips.csv"), Path("elsewhere/run.json")
+    whole, noted = path.read_text(), note.read_text()
+    note.write_text(json.dumps(json.loads(noted) | {"camera": "soft"}))
+    assert "it has not the same camera" in fails(capsys, *beside)
+    note.write_text(noted)
     assert "it has not the same prompts, seconds" in fails(
         capsys, "--table", *beside[:2], "--beside", "elsewhere", "--prompts", "64", "--seconds", "120"
     )

@@ -90,6 +90,17 @@ def told(study: Study) -> str:
     return "\n".join([*lines, work.outlook(study, rows.jobs(study, base))])
 
 
+def elsewhere(study: Study, folder: Path, only_table: bool) -> clips.Values:
+    """What the study in another folder has judged; UserError where it cannot stand beside this one."""
+    if run := work.noted(study):
+        return clips.beside(folder, run)
+    if (
+        only_table
+    ):  # nothing is judged here, and nothing will be: it need not have begun with the files that are here
+        return clips.beside(folder, work.numbers(study), alone=True)
+    return clips.beside(folder, work.identity(study))
+
+
 @exit_cleanly
 def main(argv=None) -> None:
     args = parse(argv)
@@ -98,9 +109,7 @@ def main(argv=None) -> None:
         print(told(study))
         return
     study = work.as_judged(study) if args.table else study
-    # Where nothing is judged, a table takes what is judged elsewhere as it is, whatever it began with.
-    run = args.beside and (work.noted(study) or (work.numbers if args.table else work.identity)(study))
-    others = clips.beside(Path(args.beside), run) if args.beside else {}
+    others = elsewhere(study, Path(args.beside), args.table) if args.beside else {}
     after = functools.partial(table.publish, study, others, args.against)
     if not args.table and not work.run(study, work.check(study), after):
         print("Stopped; run the same command to go on.")

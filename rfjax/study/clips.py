@@ -53,12 +53,17 @@ def columns(clips: list[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([clip[name] for clip in clips]) for name in clips[0]}
 
 
-def beside(folder: Path, run: dict[str, Any]) -> Values:
-    """What another study has judged; UserError where not as `run` says, the starts included, or where it is not whole."""
+def beside(folder: Path, run: dict[str, Any], alone: bool = False) -> Values:
+    """What another study has judged; UserError where it was not judged as `run` says, or is not whole.
+
+    alone: nothing stands beside it, so what it has noted besides, such as the files that it began with, is not compared.
+    """
     note = folder / keep.RUN
     if not note.is_file():
         raise UserError(f"There is no {note}, which says how clips were judged; it belongs beside {FILE}.")
-    there = {name: value for name, value in keep.read(note).items() if name in run}
+    there = keep.read(note)
+    if alone:
+        there = {name: value for name, value in there.items() if name in run}
     if differ := keep.differences(there, run):
         raise UserError(f"The study in {folder} cannot stand beside this one: it has not the same {differ}.")
     values = read(folder)
