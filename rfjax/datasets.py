@@ -233,10 +233,7 @@ def text_reader(settings, captions: list[str]):
             words.encode([caption])
         return lambda caption: trimmed(words.encode([caption])[0])
     sizes = config.build(UMT5Config, settings, "umt5")
-    if sizes.dim != settings.dit.text_dim:
-        raise UserError(
-            f"config.umt5.dim is {sizes.dim} and config.dit.text_dim {settings.dit.text_dim}; set them alike."
-        )
+    config.same("umt5.dim", sizes.dim, "dit.text_dim", settings.dit.text_dim)
     folder = _text_weights(settings)[0].parent
     read = prompts.PromptEncoder(folder, sizes, settings.dit.text_len).reader(jax.local_devices()[0])
 
@@ -249,7 +246,7 @@ def text_reader(settings, captions: list[str]):
 
 def _text_weights(settings) -> list[Path]:
     """The text encoder's files; none for the small world's words."""
-    names = [] if latent.words(settings) else ["umt5.safetensors", "tokenizer.json"]
+    names = [] if latent.words(settings) else prompts.FILES
     return [weights.locate(settings.weights, names) / name for name in names]
 
 

@@ -20,9 +20,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rfjax import checkpoint, compilation, files, umt5
+from rfjax import checkpoint, compilation, config, files, umt5
+from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
+from rfjax.text import Unread, WordEncoder
 from rfjax.umt5 import UMT5, UMT5Config
+
+FILES = ["umt5.safetensors", "tokenizer.json"]
+KEPT = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
+
+
+def configured(settings, network: DiTConfig) -> WordEncoder | UMT5Config:
+    """What reads prompts: UMT5 where the config has it, else the small world's words. UserError where it does not fit `network`."""
+    if "umt5" in settings:
+        sizes = config.build(UMT5Config, settings, "umt5")
+        config.same("umt5.dim", sizes.dim, "dit.text_dim", network.text_dim)
+        return sizes
+    words = config.build(WordEncoder, settings, "text")
+    config.same("text.text_dim", words.text_dim, "dit.text_dim", network.text_dim)
+    return words
+
+
+def encoder(reader: WordEncoder | UMT5Config, folder: Path | None, network: DiTConfig):
+    """The encoder that `configured` has described, UMT5 from the FILES of a folder; without one it reads nothing."""
+    if isinstance(reader, WordEncoder):
+        return reader
+    if folder is None:
+        return Unread(network.text_len, network.text_dim)
+    return PromptEncoder(folder, reader, network.text_len, Path(KEPT).expanduser())
 
 
 def _extra(name: str):

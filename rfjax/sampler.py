@@ -30,7 +30,6 @@ from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
 RANDOM = "random"  # as a name of weights: numbers in their place, which cost the same time
-PROMPTS = "~/.cache/rfjax/prompts"  # where encoded prompts are kept
 STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
@@ -291,22 +290,20 @@ def load(
     video, network, codec, roll = sections(settings)
     latent_size(video, codec, network)
     check(network, roll)
-    tiny = tiny_decoder(settings)
+    tiny, reader = tiny_decoder(settings), prompts.configured(settings, network)
     sizes = (
         {"dit": network} | ({"tiny": tiny} if tiny else {}) | ({"vae": codec} if given or not tiny else {})
     )
-    readers = ["umt5.safetensors", "tokenizer.json"] if "umt5" in settings else []
-    files = [*(f"{name}.safetensors" for name in sizes), *readers]
-    if readers:
-        host()  # asked for before anything is fetched
-    folder = _folder(place, settings.get("weights", ""), files)
+    readers = prompts.FILES if isinstance(reader, UMT5Config) else []
+    folder = _folder(place, settings.get("weights", ""), [f"{name}.safetensors" for name in sizes], readers)
     sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:
         params["dit"] = quantization.params(params["dit"], network.linear_dtype)
     vae = VAE(codec)
     decoder = TinyDecoder(tiny) if tiny else vae
-    return Sampler(video, _reader(settings, folder), dit.DiT(network), vae, decoder, roll, params)
+    encoder = prompts.encoder(reader, folder, network)
+    return Sampler(video, encoder, dit.DiT(network), vae, decoder, roll, params)
 
 
 def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:
@@ -369,24 +366,15 @@ def tiny_decoder(settings) -> TinyVAEConfig | None:
     return tiny
 
 
-def _reader(settings, folder: Path | None) -> text.WordEncoder | text.Unread | prompts.PromptEncoder:
-    """What reads prompts: UMT5 where the config has it, else the small world's words."""
-    if "umt5" not in settings:
-        words = config.build(text.WordEncoder, settings, "text")
-        config.same("text.text_dim", words.text_dim, "dit.text_dim", settings.dit.text_dim)
-        return words
-    sizes = config.build(UMT5Config, settings, "umt5")
-    config.same("umt5.dim", sizes.dim, "dit.text_dim", settings.dit.text_dim)
-    if folder is None:
-        return text.Unread(settings.dit.text_len, settings.dit.text_dim)
-    return prompts.PromptEncoder(folder, sizes, settings.dit.text_len, Path(PROMPTS).expanduser())
-
-
-def _folder(place: str | None, default: str, files: list[str]) -> Path | None:
-    """Where the weights are; None for RANDOM."""
+def _folder(place: str | None, default: str, networks: list[str], readers: list[str]) -> Path | None:
+    """Where these files of weights are; None for RANDOM."""
     if not (place or default):
         raise UserError("The config names no weights; give --weights, or set config.weights.")
     if (place or default) == RANDOM:
         return None
     packaged = Path(str(resources.files("rfjax"))) / "assets" / default
-    return packaged if place is None and packaged.is_dir() else weights.locate(place or default, files)
+    if place is None and packaged.is_dir():
+        return packaged
+    if not weights.here(place or default, readers):
+        host()  # which is to read prompts: asked for before its gigabytes are fetched
+    return weights.locate(place or default, [*networks, *readers])

@@ -72,6 +72,12 @@ def locate(weights: str, wanted: Sequence[str]) -> Path:
     return folder
 
 
+def here(weights: str, wanted: Sequence[str]) -> bool:
+    """Whether all wanted files of a folder or a repository, as `locate` takes them, are on this machine: none is fetched."""
+    folder = Path(weights).expanduser()
+    return not _lacking(folder if folder.is_dir() else _kept(weights), wanted)
+
+
 def _kept(repo: str) -> Path:
     return Path(os.environ.get("RFJAX_WEIGHTS") or DEFAULT_FOLDER).expanduser() / repo.replace("/", "--")
 

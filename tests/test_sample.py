@@ -267,13 +267,39 @@ def test_the_config_may_name_the_method(fake, capsys, monkeypatch):
     assert asked == ["self_forcing", "rolling"]
 
 
-def test_sections_that_do_not_fit_each_other_are_told_before_weights_are_read(capsys):
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ("config.vae.z_dim = 6", "config.vae.z_dim is 6 and config.dit.in_dim 4"),
+        (
+            "config.decoder, config.tiny = 'tiny', {'z_dim': 5}",
+            "config.tiny.z_dim is 5 and config.dit.in_dim 4",
+        ),
+        ("config.text.text_dim = 60", "config.text.text_dim is 60 and config.dit.text_dim 48"),
+        ("config.umt5 = {'dim': 16}", "config.umt5.dim is 16 and config.dit.text_dim 48"),
+    ],
+)
+def test_sections_that_do_not_fit_each_other_are_told_before_weights_are_read(capsys, change, says):
     with open("tiny.py", "a") as file:
         file.write("\nfull = get_config\ndef get_config():\n    config = full()\n")
-        file.write("    config.vae.z_dim = 6\n    return config\n")
-    assert "config.vae.z_dim is 6 and config.dit.in_dim 4; make them the same." in fails(
-        capsys, "--weights", "none"
-    )
+        file.write(f"    {change}\n    return config\n")
+    assert f"{says}; make them the same." in fails(capsys, "--weights", "none")
+
+
+def test_the_cpu_is_asked_for_only_before_what_reads_prompts_is_fetched(weights, tmp_path, monkeypatch):
+    def without():
+        raise UserError("no CPU")
+
+    settings = sample.config.load("tiny.py")
+    settings.umt5 = {"dim": 48}
+    monkeypatch.setattr(sampler, "host", without)
+    monkeypatch.setenv("RFJAX_WEIGHTS", str(tmp_path / "kept"))
+    assert sampler.load(settings, sampler.RANDOM).encoder.encode([STAR]).shape == (1, 16, 48)
+    for name in ("umt5.safetensors", "tokenizer.json"):
+        sample.Path(weights, name).touch()
+    sampler.load(settings, weights)  # prompts may be kept, and where they are not the encoder asks
+    with pytest.raises(UserError, match="no CPU"):
+        sampler.load(settings, "me/mine")
 
 
 def test_a_size_far_from_the_config_s_is_noted(fake, capsys):
