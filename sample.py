@@ -35,6 +35,7 @@ from rfjax import (
 )
 from rfjax.errors import Parser, UserError, exit_cleanly, interrupts
 from rfjax.rollout import METHODS
+from rfjax.stream import method_of
 
 ROOT = Path(__file__).parent
 LONGEST = 10**8  # seconds: what a stream can count
@@ -188,9 +189,7 @@ def override(settings, args: argparse.Namespace):
                 "no size that the model has seen.",
                 file=sys.stderr,
             )
-    args.method = args.method or settings.get("method", "rolling")
-    if args.method not in METHODS:
-        raise UserError(f"config.method is {args.method!r}; it must be {' or '.join(METHODS)}.")
+    args.method = method_of(settings, args.method)
     if args.attention:
         settings.dit.attention = args.attention
     return quantize.configured(settings, args.quantize) if args.quantize else settings

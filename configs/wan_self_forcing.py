@@ -14,7 +14,7 @@ wan_1_3b = runpy.run_path(str(Path(__file__).parent / "wan_1_3b.py"))["get_confi
 def get_config() -> ConfigDict:
     config = wan_1_3b()
     config.weights = "gdhe17/Self-Forcing"
-    config.method = "self_forcing"  # by which they are rolled out, unless sample.py is told otherwise
+    config.method = "self_forcing"  # by which they are rolled out, unless --method says otherwise
     config.rollout.steps = (1000, 750, 500, 250)
     config.rollout.sink_blocks = 0
     return config

@@ -58,13 +58,13 @@ class Stream:
     Args:
       prompts: one a clip.
       seed: another one gives other clips.
-      method: a name of `rollout.METHODS`.
+      method: a name of `rollout.METHODS`; default: the sampler's.
 
     Raises:
       UserError: a bad prompt or seed, or no prompt.
     """
 
-    def __init__(self, sampler: Sampler, prompts: list[str], seed: int = 0, method: str = "rolling"):
+    def __init__(self, sampler: Sampler, prompts: list[str], seed: int = 0, method: str | None = None):
         if isinstance(prompts, str) or not prompts:
             raise UserError(f"Give a list of prompts, one a clip, not {prompts!r}.")
         self._sampler, self._clips = sampler.listening(), len(prompts)

@@ -23,7 +23,7 @@ from rfjax import quantize as quantization
 from rfjax.compilation import host
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
-from rfjax.stream import Stream
+from rfjax.stream import Stream, method_of
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
@@ -54,6 +54,7 @@ class Sampler:
     rollout: rollout.RolloutConfig
     params: dict[str, Any]  # {"dit": …, "vae" and "tiny" where they are needed: …}
     where: placement.Placement = placement.HERE  # the devices of its parameters
+    method: str = "rolling"  # by which clips are rolled out, where nothing else is asked for
 
     def over(self, devices: placement.Devices) -> "Sampler":
         """The same sampler on these devices, which `check_devices` has seen."""
@@ -80,20 +81,21 @@ class Sampler:
         captions: list[str],
         seed: int,
         num_frames: int,
-        method: str = "rolling",
+        method: str | None = None,
         given: Iterable[Array] = (),
         recall: bool = False,
     ) -> Stream:
         """Finished blocks [B, f, H, W, C] of one clip a prompt, at least num_frames latent frames of each.
 
         Clip b depends on the seed, on b and on its prompt, not on the other clips. They begin with the `given` blocks
-        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken. `recall` is for prompts
-        that shall change by recaching.
+        [B or 1, f, h, w, C]. Prompts are checked now (UserError); blocks are computed as they are taken. `method` is a name of
+        `rollout.METHODS`, by default the sampler's own; `recall` is for prompts that shall change by recaching.
         """
         model, clips, mesh = self.bind(captions), len(captions), self.where.network
         blocks = -(-num_frames // self.rollout.block_frames)
         given = (placement.split(jnp.broadcast_to(x, (clips, *x.shape[1:])), mesh) for x in given)
-        return Stream(model, clip_keys(seed, clips), self.frame_shape, method, blocks, given, recall, mesh)
+        keys, method = clip_keys(seed, clips), method or self.method
+        return Stream(model, keys, self.frame_shape, method, blocks, given, recall, mesh)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -290,7 +292,7 @@ def load(
     video, network, codec, roll = sections(settings)
     latent_size(video, codec, network)
     check(network, roll)
-    tiny, reader = tiny_decoder(settings), prompts.configured(settings, network)
+    tiny, reader, method = tiny_decoder(settings), prompts.configured(settings, network), method_of(settings)
     sizes = (
         {"dit": network} | ({"tiny": tiny} if tiny else {}) | ({"vae": codec} if given or not tiny else {})
     )
@@ -303,7 +305,7 @@ def load(
     vae = VAE(codec)
     decoder = TinyDecoder(tiny) if tiny else vae
     encoder = prompts.encoder(reader, folder, network)
-    return Sampler(video, encoder, dit.DiT(network), vae, decoder, roll, params)
+    return Sampler(video, encoder, dit.DiT(network), vae, decoder, roll, params, method=method)
 
 
 def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterable
 
 import jax
+import ml_collections
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -11,7 +12,16 @@ from jax.sharding import Mesh
 from rfjax import axes, rollout
 from rfjax.change import Change, recache, renoise
 from rfjax.dit import KV
+from rfjax.errors import UserError
 from rfjax.rollout import ENDLESS, METHODS, Model, RolloutState
+
+
+def method_of(settings: ml_collections.ConfigDict, asked: str | None = None) -> str:
+    """The method that is asked for, else the config's, else "rolling"; UserError where the config's is none."""
+    name = asked or settings.get("method", "rolling")
+    if name not in METHODS:
+        raise UserError(f"config.method is {name!r}; it must be {' or '.join(METHODS)}.")
+    return name
 
 
 class Stream:

@@ -293,6 +293,13 @@ def test_a_mistake_in_the_table_of_8_bits_is_one_sentence(arguments, said, capsy
     assert said in fails(capsys, "quantize", "--config", TINY, *arguments)
 
 
+def test_the_config_names_the_method_unless_the_command_does():
+    words = ["--config", str(ROOT / "configs/wan_self_forcing.py")]
+    for more, method in ([], "self_forcing"), (["--method", "rolling"], "rolling"):
+        args, settings = flags.parse([*words, *more], None)
+        assert bench.conditions(args, settings)["method"] == method
+
+
 def test_the_table_of_8_bits_wants_a_config_in_full_width(tmp_path, capsys):
     text, field = Path(TINY).read_text(), '"block_frames": 3'
     assert field in text

@@ -169,6 +169,21 @@ def test_one_stream_of_frames_takes_prompts_pauses_and_seeds(model):
     assert_same(again[0], alone(model, BLUE, 3, 1))
 
 
+def test_a_stream_is_rolled_out_by_the_config_s_method_unless_it_is_told_another(model):
+    settings = config.load(str(TINY))
+    settings.method = "self_forcing"
+    other = sampler.load(settings)
+    by_config, told = Stream(other, [RED], seed=3), Stream(model, [RED], seed=3, method="self_forcing")
+    rolling = Stream(other, [RED], seed=3, method="rolling")
+    shown = [np.concatenate([next(stream), next(stream)], 1)[0] for stream in (by_config, told, rolling)]
+    np.testing.assert_array_equal(shown[0], shown[1])
+    assert_same(shown[2], alone(model, RED, 3, 2))
+    assert np.abs(shown[0] - shown[2].astype(int)).mean() > 1
+    settings.method = "roling"
+    with pytest.raises(UserError, match="config.method is 'roling'"):
+        sampler.load(settings)
+
+
 def test_mistakes_told_to_one_stream_change_nothing(model):
     stream = Stream(model, [RED], seed=4)
     before = next(stream)

@@ -350,6 +350,24 @@ def test_command_prints_the_parts(path, capsys):
     assert lines[6].startswith("It fits; the length does not matter")
 
 
+def test_command_takes_the_config_s_method_unless_it_is_told_another(path, capsys):
+    def cache(*words):
+        command.main(["--config", path, "--memory", "1", *words])
+        return capsys.readouterr().out.splitlines()[1].split(None, 1)[1]
+
+    rolling, other = (
+        estimate.gib(preflight.need(small(), 1, name).cache) for name in ("rolling", "self_forcing")
+    )
+    assert cache() == rolling != other
+    file = Path(path)
+    file.write_text(file.read_text().replace("ConfigDict({", "ConfigDict({'method': 'self_forcing', "))
+    assert cache() == other and cache("--method", "rolling") == rolling
+    file.write_text(file.read_text().replace("'self_forcing'", "'roling'"))
+    with pytest.raises(SystemExit):
+        cache()
+    assert "config.method is 'roling'; it must be rolling or self_forcing." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "args, says",
     [

@@ -12,6 +12,7 @@ from rfjax.errors import Parser, UserError
 from rfjax.files import check_writable
 from rfjax.preflight.estimate import gib
 from rfjax.rollout import METHODS
+from rfjax.stream import method_of
 from rfjax.umt5 import UMT5Config
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
@@ -40,7 +41,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
     )
     length.add_argument("--blocks", type=int, default=32, metavar="N", help="the same in blocks (default 32)")
     add("--samples", type=int, default=1, metavar="B", help="clips at a time (default 1)")
-    add("--method", choices=sorted(METHODS), default="rolling", help="default rolling")
+    add("--method", choices=sorted(METHODS), help="default: config.method, else rolling")
     add("--dtype", choices=("float32", "bfloat16"), help="of network and decoder (default: the config's)")
     add("--decoder", choices=("wan", "tiny", "none"), help="none: the network alone (default: the config's)")
     add(
@@ -62,6 +63,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
     args, rest = parser.parse_known_args(argv)
     settings = config.changed(config.load(args.config), rest)
     settings = quantize.configured(settings, args.quantize) if args.quantize else settings
+    args.method = method_of(settings, args.method)
     check(args, settings)
     override(args, settings)
     return args, settings

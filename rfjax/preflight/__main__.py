@@ -24,6 +24,7 @@ from rfjax.files import check_writable, replacing
 from rfjax.preflight import compiled, estimate, programs, report, topology
 from rfjax.preflight.chips import CHIPS
 from rfjax.preflight.estimate import GIB, gib
+from rfjax.stream import method_of
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
 
@@ -34,7 +35,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     add = parser.add_argument
     add("--config", default=str(CONFIG), help="Python file with get_config()")
     add("--clips", type=int, default=1, metavar="N", help="at a time (default %(default)s)")
-    add("--method", choices=sorted(rollout.METHODS), default="rolling", help="default %(default)s")
+    add("--method", choices=sorted(rollout.METHODS), help="default: config.method, else rolling")
     add(
         "--quantize",
         metavar="MODE",
@@ -60,6 +61,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     if args.json:
         check_writable(args.json)
     settings = config.changed(config.load(args.config), rest)
+    args.method = method_of(settings, args.method)
     return args, quantize.configured(settings, args.quantize) if args.quantize else settings
 
 

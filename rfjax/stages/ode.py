@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from rfjax import compilation, losses, rollout
 from rfjax import state as train
-from rfjax.errors import UserError
 from rfjax.stages import clips, latent, student
+from rfjax.stream import method_of
 
 
 def data(config):
@@ -52,10 +52,7 @@ def generate(config):
     """
     parts = latent.parts(config)
     latent.whole_blocks(config, "frames")
-    if config.method not in rollout.METHODS:
-        raise UserError(
-            f"config.method is {config.method!r}; it must be one of {', '.join(rollout.METHODS)}."
-        )
+    method = method_of(config)
 
     def roll(params, fixed, context, keys):
         del fixed
@@ -63,7 +60,7 @@ def generate(config):
         model = rollout.Model(parts.dit, params, text_kv, parts.rollout)
         noise = rollout.position_noise(keys, parts.frame_shape)
         blocks = config.frames // parts.rollout.block_frames
-        return rollout.rollout(model, noise, context.shape[0], blocks, parts.frame_shape, config.method)
+        return rollout.rollout(model, noise, context.shape[0], blocks, parts.frame_shape, method)
 
     return roll
 
