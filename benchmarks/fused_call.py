@@ -92,10 +92,12 @@ def main() -> None:
     settings = config.changed(config.load(args.config), rest)
     if args.size is not None:
         sampler.resize(settings, args.size)
+    with config.read_by("fused_call.py", settings):
+        caption = settings.prompt
     model = sampler.load(settings, sampler.RANDOM)
     if model.rollout.span_blocks == model.rollout.sink_blocks + model.rollout.num_steps:
         raise UserError(f"In {args.config} no window sees the block before it; give it a longer span_blocks.")
-    bound = model.bind([settings.prompt])
+    bound = model.bind([caption])
     calls = [prepared(program, bound, model.frame_shape) for program in (apart, together)]
     print(f"largest difference {difference(*(call() for call in calls)):.1g}")
     taken = [[timing.summary(timing.timed(call))["median_s"] for call in calls] for _ in range(ROUNDS)]

@@ -293,6 +293,16 @@ def test_a_mistake_in_the_table_of_8_bits_is_one_sentence(arguments, said, capsy
     assert said in fails(capsys, "quantize", "--config", TINY, *arguments)
 
 
+def test_a_config_without_a_prompt_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "silent.py").write_text(
+        f"{Path(TINY).read_text()}\nfull = get_config\n\n\ndef get_config():\n"
+        "    config = full()\n    del config.prompt\n    return config\n"
+    )
+    silent = ["--config", str(tmp_path / "silent.py")]
+    for words in ([*silent, "--parts", "step"], ["quantize", *silent]):
+        assert "The config lacks config.prompt, which bench needs" in fails(capsys, *words)
+
+
 def test_the_config_names_the_method_unless_the_command_does():
     words = ["--config", str(ROOT / "configs/wan_self_forcing.py")]
     for more, method in ([], "self_forcing"), (["--method", "rolling"], "rolling"):

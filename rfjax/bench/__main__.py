@@ -27,7 +27,8 @@ from rfjax.umt5 import UMT5Config
 
 def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> dict[str, Any]:
     """All figures of a run; docs/latency.md describes them. UserError for what cannot run here."""
-    decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
+    with config.read_by("bench", settings):
+        decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
     frames = first.apart(argv) if "first" in args.parts else {}  # before this process takes the device
     compilation.keep_programs(args.compile_cache)
     model = flags.load(args, settings)

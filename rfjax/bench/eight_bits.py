@@ -140,8 +140,9 @@ def main(argv: list[str]) -> None:
     quantize.check(quantize.MODES["kv8"])
     if settings.dit.get("linear_dtype", "") or settings.rollout.get("int8_cache", False):
         raise UserError(f"{args.config} is in 8 bits already; give one in full width.")
+    with config.read_by("bench", settings):
+        captions = [settings.prompt] * args.samples
     model = sampler.load(settings, args.weights)
-    captions = [settings.prompt] * args.samples
     state = midway(model, captions)
     if args.layers:
         show_layers(model, captions, state)

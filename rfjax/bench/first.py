@@ -13,7 +13,7 @@ import time
 
 import jax
 
-from rfjax import compilation, sampler
+from rfjax import compilation, config, sampler
 from rfjax.bench import flags, stream
 from rfjax.errors import UserError, exit_cleanly
 
@@ -60,6 +60,8 @@ def figures(started: float, argv: list[str]) -> dict[str, float]:
     how many.
     """
     args, settings = flags.parse(argv, __doc__)
+    with config.read_by("bench", settings):
+        captions = [settings.prompt] * args.samples
     compile_seconds, programs, loaded_programs = (
         compilation.stopwatch(),
         compilation.counter(),
@@ -70,7 +72,7 @@ def figures(started: float, argv: list[str]) -> dict[str, float]:
     model = flags.load(args, settings)
     jax.block_until_ready(model.params)
     loaded = time.time()
-    shown = prompt(model, [settings.prompt] * args.samples, args.method, args.decoder != "none")
+    shown = prompt(model, captions, args.method, args.decoder != "none")
     return {
         "total_s": time.time() - started,
         "imports_s": imported - started,
