@@ -2,8 +2,9 @@
 
     python benchmarks/fused_call.py [--config configs/shapes.py] [--size 64x64]
 
-Both do the same work and give the same numbers, which is seen to before anything is timed; then they take turns. In the one pass
-the window sees the finished block's keys as this pass makes them, and each part has its own past: attention is in two pieces.
+Both do the same work and give the same numbers (tests/test_fused_call.py); the largest difference is printed, then they take turns.
+In the one pass the window sees the finished block's keys as this pass makes them, and each part has its own past: attention is in
+two pieces.
 """
 
 import functools
