@@ -153,14 +153,7 @@ def read_prompts(args: argparse.Namespace, default: str) -> list[str]:
     """One prompt a clip, from the command line, then the file, else the default, each num_samples times."""
     prompts = list(args.prompt)
     if args.prompts_file:
-        try:
-            lines = Path(args.prompts_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise UserError(f"Cannot read the prompts in {args.prompts_file}: {why}.") from error
-        prompts += [line for line in lines if line.strip()]
-        if not prompts:
-            raise UserError(f"{args.prompts_file} holds no prompt; write one a line.")
+        prompts += files.prompts(args.prompts_file)
     elif not prompts:
         if not default:
             raise UserError(f"{args.config} has no prompt of its own; give --prompt.")

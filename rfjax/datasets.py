@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rfjax import config, data, footage, prompts, shapes, sharding, teacher, weights
+from rfjax import config, data, files, footage, prompts, shapes, sharding, teacher, weights
 from rfjax.dit import DiT
 from rfjax.errors import UserError
 from rfjax.stages import latent, sources, student
@@ -128,14 +128,7 @@ def encoded_prompts(settings, file: str) -> Plan:
 
     UserError: no such file, none in it, or a word that the small world does not know.
     """
-    try:
-        lines = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"Cannot read the prompts {file} ({error}); give a text file, a prompt a line."
-        ) from error
-    if not lines:
-        raise UserError(f"There are no prompts in {file}; write one a line.")
+    lines = files.prompts(file)
     read, size = text_reader(settings, lines), settings.get("shard_records", SHARD)
 
     def make(index):
@@ -211,12 +204,7 @@ def captioned_videos(folder: str) -> list[tuple[Path, str]]:
 
 
 def _caption(file: Path, video: Path) -> str:
-    try:
-        caption = " ".join(file.read_text("utf-8").split())
-    except FileNotFoundError:
-        caption = ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"The caption {file} is no text in UTF-8; write it again.") from error
+    caption = " ".join(" ".join(files.lines(file) if file.exists() else []).split())
     if not caption:
         raise UserError(f"{video} has no caption; write what it shows to {file}.")
     return caption

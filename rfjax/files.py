@@ -1,4 +1,4 @@
-"""Results in files that a user names: refused before the work where they cannot be written, there only when complete."""
+"""Files that a user names: texts, and results, refused before the work where they cannot be written, there only when complete."""
 
 import contextlib
 import errno
@@ -33,6 +33,23 @@ def check_writable(name: str) -> None:
         raise UserError(
             f"{name} cannot be written; give a file in a folder that exists and can be written to."
         )
+
+
+def lines(name: str | os.PathLike) -> list[str]:
+    """The lines of a text in UTF-8, stripped; UserError where it cannot be read. A byte order mark is none of its characters."""
+    try:
+        text = Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"Cannot read {name}: {why}; give a text file in UTF-8.") from error
+    return [line.strip() for line in text.splitlines()]
+
+
+def prompts(name: str | os.PathLike) -> list[str]:
+    """The prompts of a text file, one a line; UserError where there is none, or it cannot be read."""
+    if not (found := [line for line in lines(name) if line]):
+        raise UserError(f"{name} holds no prompt; write one a line.")
+    return found
 
 
 @contextlib.contextmanager

@@ -10,11 +10,11 @@ nothing. A mistake is told with the number of its line, before work starts.
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from jax import Array
 
+from rfjax import files
 from rfjax.change import Change
 from rfjax.errors import UserError
 from rfjax.sampler import Sampler, block_lengths
@@ -40,15 +40,10 @@ def read(path: str, seconds: float | None) -> tuple[list[Line], float]:
       UserError: a file that cannot be read or says nothing; a line without time or prompt; times that do not begin at 0:00, do not
         rise, or lie beyond `seconds`.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"Cannot read the script {path}: {why}.") from error
     lines = [
-        _line(f"{path}, line {number}", line.strip())
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
+        _line(f"{path}, line {number}", line)
+        for number, line in enumerate(files.lines(path), start=1)
+        if line and not line.startswith("#")
     ]
     if not lines:
         raise UserError(f"{path} holds no prompt; write lines such as {EXAMPLE!r}.")

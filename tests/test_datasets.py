@@ -146,7 +146,7 @@ def encoded(weights, captions):
 def prompt_folder(weights, tmp_path_factory):
     """Three prompts in two shards."""
     folder = tmp_path_factory.mktemp("prompts")
-    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n \n")
+    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n \n", "utf-8-sig")
     make(settings_of(weights, folder / "made"), folder, "encode-prompts", folder / "prompts.txt")
     return folder
 
@@ -246,7 +246,7 @@ def save_video(path, levels, fps=8, size=(8, 12)):
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level, np.uint8))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    path.with_suffix(".txt").write_text(f" {PROMPTS[len(levels) % 3]}\n")
+    path.with_suffix(".txt").write_text(f" {PROMPTS[len(levels) % 3]}\n", "utf-8-sig")
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_video_records_are_their_clips_through_the_vae(weights, video_folder, ca
             "d.MOV has no caption; write what it shows to .*d.txt",
         ),
         (lambda folder: (folder / "a.txt").write_text(" \n"), "a.mp4 has no caption"),
-        (lambda folder: (folder / "a.txt").write_bytes(b"\xff\xfe\xfa"), "a.txt is no text in UTF-8"),
+        (lambda folder: (folder / "a.txt").write_bytes(b"\xff\xfe\xfa"), "a.txt: it is not UTF-8 text"),
         (
             lambda folder: [path.unlink() for path in folder.rglob("*.*") if path.suffix != ".txt"],
             "no videos",
@@ -492,8 +492,8 @@ def test_trajectory_of_other_points_is_told(weights, tmp_path):
         (["encode-prompts"], {}, "Write `python -m rfjax.data encode-prompts FILE --config FILE`"),
         (["encode-videos"], {}, "Write `python -m rfjax.data encode-videos FOLDER --config FILE`"),
         (["encode-videos", "none"], {}, "There are no videos (.mp4, .mov, .mkv, .webm) in none"),
-        (["encode-prompts", "none.txt"], {}, "Cannot read the prompts none.txt"),
-        (["encode-prompts", "{}/empty.txt"], {}, "There are no prompts in"),
+        (["encode-prompts", "none.txt"], {}, "Cannot read none.txt: No such file"),
+        (["encode-prompts", "{}/empty.txt"], {}, "empty.txt holds no prompt; write one a line"),
         (["encode-prompts", "{}/one.txt"], {"weights": "{}/none"}, "There is no folder"),
         (["encode-prompts", "{}/one.txt"], {"umt5": {"dim": 16}}, "config.umt5.dim is 16 and config.dit.text_dim 8"),
         (["ode-pairs", "more"], {}, "leave 'more' out"),

@@ -20,6 +20,20 @@ def test_a_bucket_is_no_folder_of_this_machine(refused, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_text_has_no_byte_order_mark_and_its_mistakes_one_sentence_each(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbf a caf\xc3\xa9 \r\n\n#b\n")
+    assert files.lines(path) == ["a café", "", "#b"] and files.prompts(path) == ["a café", "#b"]
+    for content, says in (
+        (b" \n", "prompts.txt holds no prompt; write one a line."),
+        (b"\xff\xfe", "prompts.txt: it is not UTF-8 text; give a text file in UTF-8."),
+        (None, "prompts.txt: No such file or directory; give a text file in UTF-8."),
+    ):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=says):
+            files.prompts(path)
+
+
 def test_a_file_that_a_network_shows_late_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "LOOK", 0.05)
     path = tmp_path / "config.json"

@@ -68,7 +68,7 @@ def test_mistakes_are_told_by_their_line(text, says):
 
 
 def test_a_file_that_cannot_be_read_is_told():
-    with pytest.raises(UserError, match="Cannot read the script none.txt: No such file"):
+    with pytest.raises(UserError, match="Cannot read none.txt: No such file"):
         script.read("none.txt", None)
     Path("bytes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
@@ -147,7 +147,7 @@ def test_the_command_makes_a_video_of_a_script(capsys):
         (["--script", "story.txt", "--prompt", RED], "--script has all prompts"),
         (["--script", "story.txt", "--seconds", "5"], "story.txt, line 2: it comes when the video is over"),
         (["--script", "dragon.txt"], "dragon.txt, line 1: Unknown in the prompt: dragon"),
-        (["--script", "none.txt"], "Cannot read the script none.txt"),
+        (["--script", "none.txt"], "Cannot read none.txt"),
         (["--script", "story.txt", "--change", "slowly"], "'slowly' is no way to change a prompt"),
         (["--change", "recache"], "--change says what new prompts do; give it with --script"),
     ],
