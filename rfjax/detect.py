@@ -19,6 +19,7 @@ import numpy as np
 
 from rfjax import motion, shapes
 from rfjax.colour import hue_gap, hues
+from rfjax.errors import UserError
 
 RADII = np.array([8.5, 10.0, 12.2, 15.0, 18.0])  # of the templates; the middle one splits small from large
 SEEN = 0.12  # least brightness of an object above its background, of 1
@@ -55,6 +56,17 @@ class Measures(NamedTuple):
     count: np.ndarray  # [F] separate objects
     changed: np.ndarray  # [F] pixels that change in the next STEP frames; NaN in the last STEP
     fps: float
+
+
+def check(world: shapes.World, fps: float) -> None:
+    """UserError for a world that is not judged, or for clips of it that show another number of frames a second."""
+    if world.size != SIDE:
+        raise UserError(f"config.world.size is {world.size}, but clips are judged at {SIDE}: set it so.")
+    if not world.fps == fps == RATE:
+        raise UserError(
+            f"The config has {fps:g} frames a second, in a world of {world.fps:g}, but clips are judged at {RATE}: set "
+            "config.video.fps and config.world.fps so."
+        )
 
 
 class Found(NamedTuple):

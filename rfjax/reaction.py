@@ -152,6 +152,7 @@ def tables(args: argparse.Namespace) -> Iterator[str]:
     """A table for each kind of change."""
     settings = config.load(args.config)
     world = config.build(shapes.World, settings, "world")
+    detect.check(world, sampler.sections(settings)[0].fps)
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.clips)]
     captions = [shapes.caption(scene) for scene in scenes]
     model = sampler.load(settings, args.weights)

@@ -1,11 +1,15 @@
 """The detector against the renderer: what it finds is what was drawn, crisp or blurred, one object or two."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from rfjax import colour, detect, shapes
+from rfjax import colour, config, detect, shapes
 from rfjax.colour import hue_gap
+from rfjax.errors import UserError
 from rfjax.evaluate.truth import soft
+from rfjax.stages import STAGES
 
 TWO = shapes.World(objects=2)
 
@@ -127,3 +131,14 @@ def test_colours_in_cielab():
     ]
     np.testing.assert_allclose(colour.lab(rgb), wanted, atol=0.02)
     assert colour.delta_e(rgb[0], rgb[4]) == pytest.approx(100, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "world, says",
+    [({"size": 32}, "size is 32, but clips are judged at 64"), ({"fps": 24}, "of 24, but .* at 16")],
+)
+def test_a_stage_does_not_judge_by_another_world_than_the_judge_s(world, says):
+    settings = config.load(Path(__file__).parents[1] / "configs/shapes_ode.py")
+    settings.world.update(world)
+    with pytest.raises(UserError, match=says):
+        STAGES["ode"].evaluate(settings)

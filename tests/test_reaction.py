@@ -90,6 +90,15 @@ def test_the_table_of_the_command(monkeypatch, tmp_path, capsys):
     assert "| keep | – | 0 |" in background and out.read_text() in capsys.readouterr().out
 
 
+def test_a_world_that_is_not_judged_is_told_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    text = (reaction.ROOT / "configs/shapes.py").read_text()
+    (tmp_path / "fast.py").write_text(text.replace('"fps": 16', '"fps": 24'))
+    monkeypatch.setattr(reaction.sampler, "load", None)
+    with pytest.raises(SystemExit):
+        reaction.main(["--config", str(tmp_path / "fast.py")])
+    assert "24 frames a second, in a world of 24, but clips are judged at 16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [

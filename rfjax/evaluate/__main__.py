@@ -91,15 +91,7 @@ def of_model(args):
             "sample.py, and give their folder by --videos."
         )
     world = config.build(shapes.World, settings, "world")
-    if world.size != detect.SIDE:
-        raise UserError(
-            f"{args.config} has a world of {world.size} pixels, but clips are judged at {detect.SIDE}."
-        )
-    if not world.fps == settings.video.fps == detect.RATE:
-        raise UserError(
-            f"{args.config} has {settings.video.fps:g} frames a second, in a world of {world.fps}, "
-            f"but clips are judged at {detect.RATE}."
-        )
+    detect.check(world, sampler.sections(settings)[0].fps)
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
     settings = quantize.configured(settings, args.quantize) if args.quantize else settings
     compilation.keep_programs()

@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rfjax import axes, config, detect, distributed, sampler, score, shapes, sharding
-from rfjax.errors import UserError
 from rfjax.rollout import RolloutConfig
 from rfjax.stages import latent, sources, student
 from rfjax.vae import VAE, VAEConfig
@@ -142,14 +141,11 @@ def measured(settings: ConfigDict) -> list[str]:
 def judged(settings: ConfigDict, generate):
     """A stage's `evaluate`: share of held-out clips in which the detector finds each named attribute; {} where none can be shown.
 
-    UserError for a world of another size than the detector's.
+    UserError for a world that the detector does not judge.
     """
     if not _shown(settings):
         return lambda state, fixed: {}
-    if settings.world.size != detect.SIDE:
-        raise UserError(
-            f"config.world.size is {settings.world.size}, but clips are judged at {detect.SIDE}: set it so."
-        )
+    detect.check(config.build(shapes.World, settings, "world"), latent.video(settings).fps)
     prompts = held_out(settings)
     context = latent.words(settings).encode(prompts)
     decode, rolled = decoder(settings), _rolled(settings, generate)
