@@ -197,6 +197,19 @@ def test_empty_negative_prompt_is_the_end_mark_alone(weights, tmp_path):
     assert found[0].any() and not found[1:].any()
 
 
+def test_a_config_without_a_negative_prompt_has_the_empty_one_encoded(weights, tmp_path):
+    (tmp_path / "prompts.txt").write_text(PROMPTS[1])
+    settings = settings_of(weights, tmp_path / "made")
+    del settings.negative_prompt
+    make(settings, tmp_path, "encode-prompts", tmp_path / "prompts.txt")
+    assert latent.negative(settings)[0].any()
+    settings.negative_prompt = NEGATIVE
+    with pytest.raises(UserError, match="config.negative_prompt is 'blurry grey', but .* has '' encoded"):
+        latent.negative(settings)
+    (tmp_path / "made" / "about.json").unlink()  # as where encoded prompts are put there by hand
+    assert latent.negative(settings)[0].any()
+
+
 def test_second_run_makes_only_what_is_missing_and_other_prompts_are_refused(
     weights, prompt_folder, tmp_path, capsys
 ):

@@ -156,7 +156,8 @@ def negative(settings) -> np.ndarray:
         )
     about = pipelines.claimed(Path(source.path).parent)
     wanted = settings.get("negative_prompt", "")
-    if (encoded := about.get("negative_prompt", wanted)) != wanted:
+    # A config without one notes nothing of it, and has the empty one encoded; a folder without a note says nothing.
+    if (encoded := about.get("negative_prompt", "" if about else wanted)) != wanted:
         raise UserError(
             f"config.negative_prompt is {wanted!r}, but {source.path} has {encoded!r} encoded; set it so, or encode the prompts "
             "anew in another folder."
