@@ -227,16 +227,21 @@ def latents_file(path: str | None):
     temporary = path.removesuffix(".npz") + ".partial.npz"
     with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "wb") as file:
         files.lock(file.fileno(), temporary, "give another name")
+        # Nobody else may have it until it has another name, or none; Windows has no locks, and renames no open file.
+        release = file.flush if files.fcntl else file.close
         try:
             if os.fstat(file.fileno()).st_size:  # what a run that was killed left there
                 file.truncate(0)
             blocks = []
             yield blocks
             np.savez(file, latents=np.concatenate(blocks, 1))
-            file.flush()
+            release()
             os.replace(temporary, path)
-        finally:
+        except BaseException:
+            with contextlib.suppress(OSError):
+                release()
             Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def open_clips(

@@ -175,6 +175,37 @@ def test_too_little_memory_is_told_before_anything_is_loaded(fake, monkeypatch, 
     assert os.path.exists("clip.mp4")
 
 
+def test_two_commands_do_not_save_latents_under_one_name():
+    with sample.latents_file("a.npz") as blocks:
+        with pytest.raises(UserError, match="Another command writes to a.partial.npz just now"):
+            with sample.latents_file("a.npz"):
+                raise AssertionError("never begun")
+        blocks.append(np.ones((1, 3)))
+    np.testing.assert_array_equal(np.load("a.npz")["latents"], np.ones((1, 3)))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_latents_get_their_name_while_they_are_locked_and_what_another_command_begins_stays(
+    locks, monkeypatch
+):
+    """Where there are no locks, as on Windows, they are closed before, since no open file is renamed there."""
+    opened, replace, fdopen = [], os.replace, os.fdopen
+
+    def then_another(source, target):
+        assert opened[0].closed != locks
+        replace(source, target)
+        sample.Path(source).write_bytes(b"another's")
+
+    monkeypatch.setattr(os, "fdopen", lambda *args: opened.append(fdopen(*args)) or opened[0])
+    monkeypatch.setattr(os, "replace", then_another)
+    if not locks:
+        monkeypatch.setattr(sample.files, "fcntl", None)
+    with sample.latents_file("a.npz") as blocks:
+        blocks.append(np.ones((1, 3)))
+    assert np.load("a.npz")["latents"].sum() == 3
+    assert sample.Path("a.partial.npz").read_bytes() == b"another's"
+
+
 def test_several_clips_are_numbered(fake, capsys):
     sample.Path("prompts.txt").write_text(f"\n{STAR}\n\n")
     prompts = ["--prompt", "a red circle", "--prompts_file", "prompts.txt", "--num_samples", "2"]
