@@ -238,7 +238,12 @@ class FramesWriter(Writer):
         self._made = not self.partial.exists()
         self.partial.mkdir(exist_ok=True)
         self._held = contextlib.ExitStack()
-        self._held.enter_context(files.locked(self.partial, "choose another folder"))
+        try:
+            self._held.enter_context(files.locked(self.partial, "choose another folder"))
+        except OSError:  # too many open files; where another command has it, it is that one's
+            if self._made:
+                self._remove()
+            raise
 
     def _clear(self):
         pass  # it is empty

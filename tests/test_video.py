@@ -220,6 +220,17 @@ def test_one_folder_takes_one_command_at_a_time(tmp_path):
     assert len(os.listdir(tmp_path / "frames")) == 2
 
 
+def test_too_many_open_files_leave_no_folder(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video.files.os, "open", refuses)
+        with pytest.raises(UserError, match="Too many open files; make fewer clips at a time"):
+            video.open_writer(f"{tmp_path}/frames/", FPS, (32, 48))
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, 524])
 def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, number):
     def refuses(*_):
