@@ -25,7 +25,7 @@ def keep_programs(folder: str | None = None) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"Compiled programs are not kept: {path}: {error.strerror}.")
+        print(f"Compiled programs are not kept: {path}: {error.strerror or error}.")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

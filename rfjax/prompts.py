@@ -183,7 +183,9 @@ class PromptEncoder:
             with files.replacing(str(place)) as unfinished, unfinished.open("wb") as file:
                 np.save(file, features)
         except OSError as error:
-            print(f"Encoded prompts are not kept: {place.parent}: {error.strerror}.", file=sys.stderr)
+            print(
+                f"Encoded prompts are not kept: {place.parent}: {error.strerror or error}.", file=sys.stderr
+            )
 
 
 class Resident(PromptEncoder):

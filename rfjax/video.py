@@ -360,4 +360,4 @@ def open_writer(
         return FramesWriter(path, rate, size, scale) if kind == "/" else SheetWriter(path, rate, size)
     except OSError as error:
         cure = "make fewer clips at a time" if error.errno == errno.EMFILE else "choose another place"
-        raise UserError(f"Cannot write {name}: {error.strerror}; {cure}.") from error
+        raise UserError(f"Cannot write {name}: {error.strerror or error}; {cure}.") from error

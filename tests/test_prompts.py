@@ -115,6 +115,16 @@ def test_a_prompt_that_cannot_be_kept_is_encoded_all_the_same(encoder, tmp_path,
     assert "Encoded prompts are not kept: " in capsys.readouterr().err
 
 
+def test_a_full_disk_says_so_where_a_prompt_is_kept(encoder, monkeypatch, capsys):
+    def save(*_):
+        raise OSError("32 requested and 0 written")  # as numpy has it
+
+    monkeypatch.setattr(np, "save", save)
+    encoder.encode(TEXTS[:1])
+    assert capsys.readouterr().err.endswith("kept: 32 requested and 0 written.\n")
+    assert not list(encoder.cache.iterdir())
+
+
 def test_a_process_without_the_cpu_is_told_how_to_have_it(encoder, monkeypatch):
     def local_devices(backend):
         raise RuntimeError("Unknown backend cpu")
