@@ -4,11 +4,11 @@ What is fetched is kept in our form under $RFJAX_WEIGHTS, else ~/.cache/rfjax/we
 stay in the hub's own cache. What a repository lacks comes from Wan's, by a link, so that the text encoder is kept only once.
 """
 
-import functools
+import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rfjax import convert, files, tensorfile
@@ -64,11 +64,14 @@ def locate(weights: str, wanted: Sequence[str]) -> Path:
     lacking = _lacking(folder, wanted)
     if nowhere := [name for name in lacking if not _places(weights, name)]:
         raise UserError(f"{weights} lacks {', '.join(nowhere)}; {_by_hand(folder, nowhere)}.")
+    if lacking:
+        _make(folder)
     for name in lacking:
         by_hand = _by_hand(folder, _lacking(folder, wanted), weights)
         kept = _fetch(name, _places(weights, name), by_hand)
         if kept.parent != folder:  # the link is relative, so that all folders can move together
-            _finish(folder / name, functools.partial(os.symlink, os.path.relpath(kept, folder)))
+            with files.replacing(folder / name) as link:
+                link.symlink_to(os.path.relpath(kept, folder))
     return folder
 
 
@@ -104,8 +107,7 @@ def _fetch(name: str, places: Sequence[Place], by_hand: str) -> Path:
     except ImportError as error:
         said = f"To fetch {file} from {repo}, install huggingface_hub: pip install -e '.[wan]'."
         raise UserError(said) from error
-    kept.parent.mkdir(parents=True, exist_ok=True)  # told before gigabytes are fetched that could not be kept
-    files.check_writable(str(kept))
+    _make(kept.parent)
     if file.endswith((".pt", ".pth")):
         tensorfile.torch_module()  # asked for before gigabytes are fetched that could not be read
     # HTTPError: the hub's HTTP client has it, and its refusals derive from it. Built-in errors: hf_xet, which carries large files.
@@ -117,22 +119,25 @@ def _fetch(name: str, places: Sequence[Place], by_hand: str) -> Path:
             return _fetch(name, others, by_hand)
         raise UserError(f"{file} of {repo} could not be fetched ({_reason(error)}); {by_hand}.") from error
     if Path(file).name == name:
-        _finish(kept, functools.partial(shutil.copyfile, source))
+        with files.replacing(kept) as copy:
+            shutil.copyfile(source, copy)
     else:
         convert.convert(source, kept.parent, None, None, None)
     print(f"{file} of {repo} → {kept}")
     return kept
 
 
-def _finish(path: Path, make: Callable[[Path], object]) -> None:
-    """Makes a file, which gets its name only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _make(folder: Path) -> None:
+    """Makes a folder for weights; UserError where none can be kept there, told before gigabytes are fetched."""
+    files.refuse_bucket(folder)
     try:
-        make(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"Weights cannot be kept in {folder} ({error.strerror}); set $RFJAX_WEIGHTS to a folder that can be written to."
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -228,9 +228,25 @@ def test_hub_out_of_reach_tells_what_to_put_where(error, says, hub, tmp_path):
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_fetched(hub, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/TencentARC--RollingForcing").touch()
-    with pytest.raises(OSError):
-        weights.locate(STUDENT, WANTED)
+    said = refused(STUDENT)
+    assert said.endswith("(File exists); set $RFJAX_WEIGHTS to a folder that can be written to.")
     assert not hub.asked
+
+
+def test_a_folder_that_can_take_no_link_is_told_before_anything_is_fetched(hub, ours, tmp_path, monkeypatch):
+    folder = tmp_path / "kept/TencentARC--RollingForcing"
+    folder.mkdir(parents=True)
+    shutil.copy(ours, folder / "dit.safetensors")
+    monkeypatch.setattr(weights.os, "access", lambda path, _: path != folder)  # those of another user
+    assert f"Weights cannot be kept in {folder} (Permission denied); set $RFJAX" in refused(STUDENT)
+    assert not hub.asked
+
+
+def test_a_bucket_keeps_no_weights(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RFJAX_WEIGHTS", "gs://bucket/weights")
+    assert "is no folder of this machine; mount the bucket" in refused(STUDENT)
+    assert not list(tmp_path.iterdir()) and not hub.asked
 
 
 def test_folder_filled_by_hand_needs_no_hub(hub, ours, tmp_path):
