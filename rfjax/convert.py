@@ -270,7 +270,7 @@ def save(path: Path, entries: list[Entry]) -> None:
     if path.suffix == ".pt":
         tensors = {"generator": {f"model.{name}": tensor for name, tensor in tensors.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(str(path)) as unfinished:
+    with replacing(path) as unfinished:
         torch.save(tensors, unfinished)
 
 

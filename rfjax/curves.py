@@ -94,7 +94,7 @@ def draw(runs: dict[str, Curves], metrics: list[str], path: Path) -> None:
     figure.supxlabel("step", fontsize=8)
     if len(runs) > 1:
         figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=3, fontsize=8)
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=90)
 
 

@@ -53,7 +53,7 @@ def prompts(name: str | os.PathLike) -> list[str]:
 
 
 @contextlib.contextmanager
-def replacing(name: str) -> Iterator[Path]:
+def replacing(name: str | os.PathLike) -> Iterator[Path]:
     """A path to write to, which takes the name when all of it is there."""
     partial = Path(f"{name}.{os.getpid()}.partial")
     try:

@@ -12,6 +12,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from rfjax import distributed, video
+from rfjax.files import replacing
 
 
 class Log:
@@ -112,6 +113,5 @@ def _keep_before(path: Path, start: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             break
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept))
-    os.replace(unfinished, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(kept))

@@ -180,7 +180,7 @@ class PromptEncoder:
             return
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(str(place)) as unfinished, unfinished.open("wb") as file:
+            with files.replacing(place) as unfinished, unfinished.open("wb") as file:
                 np.save(file, features)
         except OSError as error:
             print(

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rfjax.errors import UserError
+from rfjax.files import replacing
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -181,14 +182,9 @@ def write(path: str | os.PathLike, entries: Sequence[Entry]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for entry in entries:
-                for read_piece in entry.reads:
-                    piece = np.ascontiguousarray(read_piece(), entry.kind.dtype)
-                    file.write(piece.reshape(-1).view(np.uint8).data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            for read_piece in entry.reads:
+                piece = np.ascontiguousarray(read_piece(), entry.kind.dtype)
+                file.write(piece.reshape(-1).view(np.uint8).data)

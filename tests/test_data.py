@@ -135,6 +135,18 @@ def test_every_shape_is_seen_from_anywhere_in_the_minute(split, monkeypatch):
         assert len(found) > 200 and (abs(counts / len(found) - 0.25) < 0.1).all()
 
 
+def test_what_killed_processes_left_of_a_file_is_no_part_of_anything(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dit.safetensors").write_text("weights")
+    before = data.fingerprint(tmp_path / "run")
+    for left in ("dit.safetensors.7.partial", "config.tmp"):
+        (tmp_path / "run" / left).write_text("some")
+    assert data.fingerprint(tmp_path / "run") == before
+    (tmp_path / "00000.arrayrecord.7.partial").write_text("some")
+    data.write_shards(tmp_path, lambda shard: [example(shard)], 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.arrayrecord", "run"]
+
+
 def test_folder_of_other_records_is_refused(tmp_path):
     data.claim(tmp_path, {"size": (16, 16), "fps": 16})
     data.claim(tmp_path, {"size": (16, 16), "fps": 16})

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "axes errors flash tree",
     "attention collectives colour compilation config conv distributed files flow motion names quantize rope shapes "
-    "statistics tensorfile",
-    "detect dit drift footage text tiny_vae vae video",
+    "statistics",
+    "detect dit drift footage tensorfile text tiny_vae vae video",
     "cache checkpoint metrics score sharding teacher umt5",
     "placement prompts rollout",
     "change convert data golden lora losses state training_rollout",

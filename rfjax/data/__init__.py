@@ -24,10 +24,12 @@ from flax import serialization
 
 from rfjax import checkpoint, shapes
 from rfjax.errors import UserError
+from rfjax.files import replacing
 
 ENDLESS = 2**48  # elements of a generated data set
 LATEST_START = 16 * 60  # a clip starts within the first minute of its scene
 SUFFIX = ".arrayrecord"
+UNFINISHED = (".partial", ".tmp")  # what a file that is not yet whole is called
 WAIT = 5  # seconds between two looks at what other processes have made
 ABOUT = "about.json"  # beside the shards: what they are made of
 CONTENTS = "fingerprints of what they are made from"  # there, {path: fingerprint}
@@ -128,12 +130,13 @@ def write_shard(path, examples):
     """Writes records to one file, which appears under its name only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1")
-    for example in examples:
-        writer.write(serialization.msgpack_serialize(example))
-    writer.close()
-    os.replace(unfinished, path)
+    for left in path.parent.glob(f"{path.name}.*.partial"):  # by a process that was killed
+        left.unlink()
+    with replacing(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for example in examples:
+            writer.write(serialization.msgpack_serialize(example))
+        writer.close()
 
 
 def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
@@ -150,9 +153,8 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
     contents = {str(source): fingerprint(source) for source in sources}
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{jax.process_index()}.tmp")
-        unfinished.write_text(json.dumps(about | {CONTENTS: contents}, indent=1))
-        os.replace(unfinished, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(about | {CONTENTS: contents}, indent=1))
     found = claimed(folder)
     before = found.pop(CONTENTS, {})  # a folder of an older version has none
     differing = sorted(name for name in about | found if about.get(name) != found.get(name))
@@ -183,7 +185,7 @@ def fingerprint(source: str | os.PathLike) -> str:
     its end: training changes all of them.
     """
     source, digest = checkpoint.newest(source), hashlib.sha256()
-    files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix != ".tmp")
+    files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix not in UNFINISHED)
     for path in files if source.is_dir() else [source]:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(source)} {size}\n".encode())

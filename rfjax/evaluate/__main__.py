@@ -170,7 +170,7 @@ def main(argv=None):
     if args.out:
         place = Path(args.out)
         place.mkdir(parents=True, exist_ok=True)
-        with replacing(str(place / "report.md")) as path:
+        with replacing(place / "report.md") as path:
             path.write_text(text)
         keep.write(place / "report.json", figures)
         draw.curves(curves, place / "by_second.png")

@@ -39,7 +39,7 @@ def bars(rows, label: str, path: Path) -> None:
     panel.set_xlim(left=0)
     panel.set_xlabel(label, fontsize=9)
     panel.tick_params(axis="x", labelsize=8)
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
 
@@ -71,7 +71,7 @@ def curves(groups, path: Path) -> None:
     figure.supxlabel("second", fontsize=9)
     if len(groups) > 1:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower right", fontsize=9)
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
 
@@ -92,5 +92,5 @@ def sheet(strips, times, title: str, path: Path) -> None:
         for column in range(len(times)):
             cell = picture.crop((column * height, 0, (column + 1) * height, height))
             whole.paste(cell, (left + column * step, y))
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         whole.save(partial, "png")

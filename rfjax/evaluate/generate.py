@@ -93,5 +93,5 @@ def strip(batches: Path, method: str, index: int) -> Path:
 
 def _keep_strip(video, path):
     shown = video[np.linspace(0, len(video) - 1, COLUMNS).round().astype(int)]
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         Image.fromarray(np.concatenate(list(shown), 1)).save(partial, "png")

@@ -76,7 +76,7 @@ def fingerprint(params: Any) -> str:
 
 def write(path: Path, content: Any) -> None:
     """As JSON, there only when complete; arrays become lists, NaN and infinity null."""
-    with replacing(str(path)) as partial:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(plain(content), allow_nan=False, indent=1))
 
 

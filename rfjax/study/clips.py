@@ -21,7 +21,7 @@ Values = dict[str, dict[int, dict[str, np.ndarray]]]  # {row: {training seed: {m
 
 def write(folder: Path, values: Values) -> None:
     """To six digits, there only when complete."""
-    with replacing(str(folder / FILE)) as partial, partial.open("w", newline="") as file:
+    with replacing(folder / FILE) as partial, partial.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow([*KEYS, *_measures(values)])
         for name, seeds in values.items():

@@ -228,7 +228,7 @@ def publish(study: Study, others: Values | None = None, against: str = REFERENCE
     if not found:
         return words
     clips.write(study.workdir, ours)
-    with replacing(str(study.workdir / "study.md")) as path:
+    with replacing(study.workdir / "study.md") as path:
         path.write_text(words)
     keep.write(study.workdir / "study.json", numbers)
     _draw(study, found, numbers, elsewhere)
