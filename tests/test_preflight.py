@@ -172,12 +172,10 @@ def test_decoder_is_what_xla_needs_for_a_block(dtype, clips, decoder):
     assert xla <= preflight.need(settings, clips).decoder <= 1.6 * xla
 
 
-# GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480. The steps in float32 are
-# as they were when every step copied its cache: now they take 3.73 and 2.93, and the sum, which still has room for the copy, is
-# too careful.
+# GiB of temporaries, and of the decoder's past, that XLA (jax 0.10, CPU) counts for Wan 1.3B at 832×480.
 @pytest.mark.parametrize(
     "dtype, rolling, self_forcing, vae, tiny_vae",
-    [("float32", 15.58, 15.58, 7.61, 0.90), ("bfloat16", 20.37, 19.90, 5.35, 0.88)],
+    [("float32", 3.73, 2.91, 7.61, 0.90), ("bfloat16", 20.30, 19.87, 5.35, 0.88)],
 )
 def test_real_size_is_what_xla_counted_once(dtype, rolling, self_forcing, vae, tiny_vae):
     full, light = wan(dtype, "vae"), wan(dtype, "tiny")
@@ -191,15 +189,18 @@ def test_real_size_is_what_xla_counted_once(dtype, rolling, self_forcing, vae, t
         assert xla <= summed / estimate.GIB <= 1.6 * xla
 
 
-# GiB that libtpu 0.0.42 counts for a stream of Wan 1.3B at 832×480 in bfloat16 on a v5e (docs/pods.md): temporaries of the step,
-# and arguments, temporaries and the other program's arguments at their peak.
-@pytest.mark.parametrize("method, step, peak", [("rolling", 2.09, 13.25), ("self_forcing", 2.17, 13.33)])
+# GiB that libtpu 0.0.42 counts for a stream of Wan 1.3B at 832×480 in bfloat16 (docs/pods.md): temporaries of the step, and all
+# that lies there at its peak; by rolling windows of v5e and v6e, and by Self Forcing of v5e.
+@pytest.mark.parametrize(
+    "method, step, peak",
+    [("rolling", 2.09, 13.25), ("rolling", 3.39, 14.55), ("self_forcing", 2.17, 13.33)],
+)
 def test_of_a_tpu_the_sum_is_what_its_compiler_counted(method, step, peak):
     settings, chip = wan("bfloat16", "vae"), int(15.75 * estimate.GIB)
     needed = preflight.check(settings, 1, chip, method, "tpu")  # it fits
-    assert step <= needed.window / estimate.GIB <= 1.6 * step
-    assert peak <= needed.total / estimate.GIB <= 1.1 * peak
-    with pytest.raises(UserError, match="this needs 3.* GiB"):
+    assert step <= needed.window / estimate.GIB <= 1.7 * step
+    assert peak <= needed.total / estimate.GIB <= 1.15 * peak
+    with pytest.raises(UserError, match="this needs .* GiB"):
         preflight.check(settings, 1, chip, method, "cpu")
 
 
