@@ -3,6 +3,7 @@
 import functools
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from rfjax import compilation, config, dit, rollout, sampler
 from rfjax.bench import __main__ as bench
-from rfjax.bench import compare, first, flags, formula, roofline, stream, timing
+from rfjax.bench import compare, first, flags, formula, parts, roofline, stream, timing
 from rfjax.preflight.flops import flops
 from rfjax.tree import flatten
 
@@ -25,8 +26,8 @@ PERCENT = {"p50_s": 50.0, "p95_s": 95.0, "p99_s": 99.0, "max_s": 100.0}
 def told(tmp_path_factory):
     """What a run of the tiny model tells."""
     folder = tmp_path_factory.mktemp("bench")
-    parts = "text,text_kv,window,clean,step,decode,stream"
-    flags = ["--parts", parts, "--blocks", "300", "--json", str(folder / "a.json")]
+    names = "text,text_kv,window,clean,step,decode,stream"
+    flags = ["--parts", names, "--blocks", "300", "--json", str(folder / "a.json")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ENOUGH", 0.1)
         bench.main(["--config", TINY, *flags])
@@ -77,8 +78,8 @@ def test_the_formula_agrees_with_the_traced_programs(method, name):
 @pytest.mark.parametrize("method", sorted(rollout.METHODS))
 def test_the_roofline_counts_the_formula_s_operations_and_the_network_s_parameters(method):
     network, roll = sampler.sections(config.load(ROOT / "configs/wan_1_3b.py"))[1:4:2]
-    parts = roofline.block(network, roll, method, 1560, 2)
-    counted = sum(work for work, _ in parts.values())
+    found = roofline.block(network, roll, method, 1560, 2)
+    counted = sum(work for work, _ in found.values())
     np.testing.assert_allclose(counted, formula.block(network, roll, method, 1560, 2)["step"])
     leaves = flatten(sampler.abstract("dit", network))
     read = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel") and "blocks/" in path}
@@ -87,7 +88,7 @@ def test_the_roofline_counts_the_formula_s_operations_and_the_network_s_paramete
     assert per_layer == sum(leaf.size * leaf.dtype.itemsize for leaf in read.values())
     nothing, slow = roofline.Chip(0, 1e30, 1e30, 0), roofline.Chip(0, 4.0, 2.0, 0)
     assert roofline.seconds(8.0, 1.0, slow) == 2.0 and roofline.seconds(1.0, 8.0, slow) == 4.0
-    assert sum(roofline.seconds(*part, nothing) for part in parts.values()) < 1e-12
+    assert sum(roofline.seconds(*part, nothing) for part in found.values()) < 1e-12
 
 
 def test_the_roofline_is_a_table(capsys):
@@ -149,6 +150,32 @@ def test_the_stream_s_figures_fit_each_other(told):
     np.testing.assert_allclose(found["flops_per_s"] * found["block_latency"]["p50_s"], work)
 
 
+def test_a_stream_ends_early_when_its_seconds_are_over(tmp_path, capsys):
+    file = tmp_path / "run.json"
+    wanted = ["--blocks", "100000", "--seconds", "1"]
+    bench.main(["--config", TINY, "--parts", "stream", *wanted, "--json", str(file)])
+    found = json.loads(file.read_text())["stream"]
+    taken = np.array(found["intervals_s"])
+    assert taken[:-1].sum() < 1 <= taken.sum() + 1e-3  # they are rounded
+    assert found["blocks"] == len(taken) == found["frames"] / 12 == found["memory"][-1]["block"] + 1
+    np.testing.assert_allclose(found["frames_per_s"], found["frames"] / taken.sum(), rtol=1e-3)
+    assert f"{found['blocks']} blocks (of 100000: --seconds ended it)" in capsys.readouterr().out
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_has_measured(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(timing, "ENOUGH", 0.01)
+    monkeypatch.setattr(parts, "decode", lambda *_: sys.exit(143))
+    file, picture = tmp_path / "run.json", tmp_path / "run.png"
+    flags = ["--parts", "step,decode,stream", "--blocks", "3", "--json", str(file), "--plot", str(picture)]
+    with pytest.raises(SystemExit):
+        bench.main(["--config", TINY, *flags])
+    told = json.loads(file.read_text())
+    assert told["stream"]["blocks"] == 3 and list(told["parts"]) == ["step"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_ran_is_stamped(told):
     assert (told["schema"], told["version"]) == (compare.SCHEMA, compare.VERSION)
     assert told["versions"]["jax"] == jax.__version__ and told["hardware"]["platform"] == "cpu"
@@ -201,8 +228,8 @@ def test_a_fresh_process_finds_what_another_compiled():
     assert found["cold"]["compiled"] > 0 and found["cold"]["loaded"] == 0
     assert found["cached"]["compiled"] == 0 and found["cached"]["loaded"] > 0
     for times in found.values():
-        parts = sum(times[f"{part}_s"] for part in ("imports", "weights", "prompt"))
-        np.testing.assert_allclose(times["total_s"], parts, rtol=0.05)
+        together = sum(times[f"{part}_s"] for part in ("imports", "weights", "prompt"))
+        np.testing.assert_allclose(times["total_s"], together, rtol=0.05)
 
 
 @pytest.mark.parametrize("decoder", ["wan", "none"])
@@ -211,8 +238,8 @@ def test_a_first_frame_of_a_warm_process_compiles_nothing(tmp_path, monkeypatch,
     monkeypatch.setattr(first, "apart", lambda argv: {"cold": {}, "cached": {}})
     monkeypatch.setattr(bench.report, "show", lambda told: None)
     file = tmp_path / "run.json"
-    for parts in ("first", "first,stream"):
-        flags = ["--decoder", decoder, "--parts", parts, "--blocks", "2", "--json", str(file)]
+    for names in ("first", "first,stream"):
+        flags = ["--decoder", decoder, "--parts", names, "--blocks", "2", "--json", str(file)]
         bench.main(["--config", TINY, "--size", "32x16", *flags])
         warm = json.loads(file.read_text())["first_frame"]["warm"]
         assert warm["compiled"] == 0 and warm["prompt_s"] > 0
@@ -262,6 +289,7 @@ def test_files_that_are_not_of_this_benchmark_are_refused(told, tmp_path, capsys
         (["--size", "17x16"], "is no size that this network makes"),
         (["--size", "big"], "--size must be like 832x480"),
         (["--blocks", "0"], "--blocks must be at least 1"),
+        (["--seconds", "0"], "--seconds must be at least 1"),
         (["--frames", "9", "--blocks", "1"], "not allowed with"),
         (["--parts", "windows"], "--parts has no windows"),
         (["--json", "no/where.json"], "no/where.json cannot be written"),
@@ -318,8 +346,9 @@ def test_the_table_of_8_bits_wants_a_config_in_full_width(tmp_path, capsys):
 
 
 def test_a_picture_needs_matplotlib(monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    monkeypatch.delitem(__import__("sys").modules, "rfjax.bench.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "rfjax.bench.plot", raising=False)
+    monkeypatch.delattr("rfjax.bench.plot", raising=False)  # where an earlier test has drawn
     assert "pip install -e '.[plot]'" in fails(capsys, "--config", TINY, "--plot", "a.png")
 
 

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ from rfjax.files import replacing
 from rfjax.umt5 import UMT5Config
 
 
-def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> dict[str, Any]:
-    """All figures of a run; docs/latency.md describes them. UserError for what cannot run here."""
+def measure(
+    args: argparse.Namespace, settings: ConfigDict, argv: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was measured, all figures so far) again and again, the stream first; docs/latency.md describes them.
+
+    UserError for what cannot run here.
+    """
     with config.read_by("bench", settings):
         decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
     frames = first.apart(argv) if "first" in args.parts else {}  # before this process takes the device
@@ -37,20 +43,23 @@ def measure(args: argparse.Namespace, settings: ConfigDict, argv: list[str]) -> 
     reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
     wanted = [name for name in parts.PARTS if name in args.parts]
     told["parts"] = {}
-    for name, figures in parts.measure(model, wanted, captions, args.method, reader):
-        print(
-            f"{name}: {report.milliseconds(figures['median_s'])}", flush=True
-        )  # all there is of a run that is cut off
-        told["parts"][name] = figures
-    told["sent"] = parts.sent(model, captions, args.method)
-    if "stream" in args.parts:
-        told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks)
-    told["peak"] = stream.memory_peak()
     if frames:
-        warm = first.warm(model, captions, args.method, decoded)
-        told["first_frame"] = frames | {"warm": warm}
-    rates(told, args.samples * sampler.block_lengths(model.vae.config, model.rollout)[1])
-    return told
+        told["first_frame"] = frames
+        yield "first", told
+    if "stream" in args.parts:
+        told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks, args.seconds)
+        told["peak"] = stream.memory_peak()  # the stream's: what comes below draws large arrays of its own
+        print(f"stream: {report.milliseconds(told['stream']['block_latency']['p50_s'])}", flush=True)
+        yield "stream", told
+    for name, figures in parts.measure(model, wanted, captions, args.method, reader):
+        told["parts"][name] = figures
+        rates(told, args.samples * sampler.block_lengths(model.vae.config, model.rollout)[1])
+        print(f"{name}: {report.milliseconds(figures['median_s'])}", flush=True)
+        yield name, told
+    told["sent"] = parts.sent(model, captions, args.method)
+    if frames:
+        frames["warm"] = first.warm(model, captions, args.method, decoded)
+    yield "sent", told
 
 
 def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]:
@@ -62,6 +71,7 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
         "size": f"{settings.video.width}x{settings.video.height}",
         "samples": args.samples,
         "blocks": args.blocks,
+        "seconds": args.seconds,
         "method": args.method,
         "decoder": decoder,
         "dtype": settings.dit.get("dtype", "float32"),
@@ -90,6 +100,18 @@ def rates(told: dict[str, Any], frames: int) -> None:
             figures |= {"mfu": work / seconds / peak} if peak else {}
 
 
+def save(args: argparse.Namespace, measured: str, told: dict[str, Any]) -> None:
+    """Writes the figures, and the stream's picture once there is one: whatever ends the run later, these are there."""
+    if args.json:
+        with replacing(args.json) as path:
+            path.write_text(json.dumps(told, indent=1, default=str))
+    if args.plot and measured == "stream":
+        from rfjax.bench import plot
+
+        with replacing(args.plot) as path:
+            plot.draw(told, path, Path(args.plot).suffix[1:])
+
+
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
@@ -100,16 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["quantize"]:
         return eight_bits.main(argv[1:])
     args, settings = flags.parse(argv, __doc__)
-    told = measure(args, settings, argv)
+    for measured, told in measure(args, settings, argv):
+        save(args, measured, told)
     report.show(told)
-    if args.json:
-        with replacing(args.json) as path:
-            path.write_text(json.dumps(told, indent=1, default=str))
-    if args.plot:
-        from rfjax.bench import plot
-
-        with replacing(args.plot) as path:
-            plot.draw(told, path, Path(args.plot).suffix[1:])
 
 
 if __name__ == "__main__":

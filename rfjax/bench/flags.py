@@ -16,7 +16,7 @@ from rfjax.stream import method_of
 from rfjax.umt5 import UMT5Config
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
-STEPS = ("first", *parts.PARTS, "stream")  # all that can be measured, in this order
+STEPS = ("first", "stream", *parts.PARTS)  # all that can be measured, in this order
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -40,6 +40,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
         "--frames", type=int, metavar="N", help="video frames that the stream is measured for"
     )
     length.add_argument("--blocks", type=int, default=32, metavar="N", help="the same in blocks (default 32)")
+    add("--seconds", type=int, metavar="N", help="end the stream early once it was measured for so long")
     add("--samples", type=int, default=1, metavar="B", help="clips at a time (default 1)")
     add("--method", choices=sorted(METHODS), help="default: config.method, else rolling")
     add("--dtype", choices=("float32", "bfloat16"), help="of network and decoder (default: the config's)")
@@ -71,7 +72,7 @@ def parse(argv: list[str] | None, description: str) -> tuple[argparse.Namespace,
 
 def check(args: argparse.Namespace, settings: ConfigDict) -> None:
     """UserError for numbers, names and files that cannot be."""
-    for name in ("frames", "blocks", "samples"):
+    for name in ("frames", "blocks", "seconds", "samples"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}.")

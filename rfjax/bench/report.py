@@ -32,7 +32,7 @@ def show(told: dict[str, Any]) -> None:
         kinds = ", ".join(f"{kind} {mib(size)}" for kind, size in told["sent"].items())
         print(f"\nsent for a block by each device: {mib(sum(told['sent'].values()))} ({kinds})")
     if "stream" in told:
-        stream(told["stream"])
+        stream(told["stream"], run["blocks"])
         memory(told["stream"]["memory"], told["peak"], hardware["memory_bytes"])
 
 
@@ -58,10 +58,12 @@ def parts(found: dict[str, dict[str, float]], peak: float | None) -> None:
         print(f"  {name:10}{row}" + (f"{figures['mfu']:>8.1%}" if "mfu" in figures else ""))
 
 
-def stream(found: dict[str, Any]) -> None:
+def stream(found: dict[str, Any], wanted: int) -> None:
     drift, compiled = found["drift"], found["compilations"]
+    early = "" if found["blocks"] == wanted else f" (of {wanted}: --seconds ended it)"
     print(
-        f"\nstream of {found['blocks']} blocks, {found['frames']} frames: {found['frames_per_s']:.2f} frames/s"
+        f"\nstream of {found['blocks']} blocks{early}, {found['frames']} frames: "
+        f"{found['frames_per_s']:.2f} frames/s"
     )
     for name in ("block", "frame"):
         latency = found[f"{name}_latency"]

@@ -1,5 +1,6 @@
 """A stream as its viewer sees it: blocks of frames that arrive one after another."""
 
+import math
 import resource
 import sys
 import time
@@ -39,13 +40,21 @@ def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
 
 
 def measure(
-    model: sampler.Sampler, captions: list[str], method: str, decoded: bool, blocks: int
+    model: sampler.Sampler,
+    captions: list[str],
+    method: str,
+    decoded: bool,
+    blocks: int,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Figures of `blocks` blocks in a row of the steady state, and of the memory meanwhile.
 
+    They end early with the block that is there when `seconds` of them are over.
+
     "blocks" and "frames" (of each clip); "frames_per_s" (of all clips); "block_latency" and "frame_latency": percentiles of the
     time between two arrivals, and of its share of a frame; "drift" of that time; "intervals_s": all of them; "memory":
-    `memory_now` at SAMPLES moments; "compilations": of programs, before the first counted block and after it.
+    `memory_now` at SAMPLES moments of the whole, and at an early end; "compilations": of programs, before the first counted
+    block and after it.
     """
     compiled, frames = compilation.counter(), sampler.block_lengths(model.vae.config, model.rollout)[1]
     coming, warm_up = arrivals(model, captions, method, decoded), model.rollout.span_blocks + 2
@@ -53,17 +62,20 @@ def measure(
         next(coming)
     before, samples = compiled(), []
     moments = set(np.linspace(0, blocks - 1, SAMPLES, dtype=int).tolist())
-    intervals, last = np.zeros(blocks), time.perf_counter()
+    arrived = [time.perf_counter()]
+    end = arrived[0] + (math.inf if seconds is None else seconds)
     for index in range(blocks):
         next(coming)
-        now = time.perf_counter()
-        intervals[index], last = now - last, now
-        if index in moments:
+        arrived.append(time.perf_counter())
+        if index in moments or arrived[-1] >= end:
             samples.append({"block": index} | memory_now())
+        if arrived[-1] >= end:
+            break
+    intervals = np.diff(arrived)
     return {
-        "blocks": blocks,
-        "frames": blocks * frames,
-        "frames_per_s": len(captions) * frames * blocks / float(intervals.sum()),
+        "blocks": len(intervals),
+        "frames": len(intervals) * frames,
+        "frames_per_s": len(captions) * frames * len(intervals) / float(intervals.sum()),
         "block_latency": timing.percentiles(intervals),
         "frame_latency": timing.percentiles(intervals / frames),
         "drift": timing.drift(intervals),
