@@ -73,8 +73,8 @@ class Sampler:
         """The network bound to its weights and to one prompt a clip, which is checked (UserError)."""
         context = jnp.asarray(self.encoder.encode(captions))
         with axes.on(self.where.network):
-            text_kv = _text_kv(self.dit, self.params["dit"], context)
-        return rollout.Model(self.dit, self.params["dit"], text_kv, self.rollout)
+            kv = text_kv(self.dit, self.params["dit"], context)
+        return rollout.Model(self.dit, self.params["dit"], kv, self.rollout)
 
     def latents(
         self,
@@ -170,7 +170,8 @@ def clip_keys(seed: int, clips: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV:
+def text_kv(network: dit.DiT, params: dict[str, Any], context: Array) -> dit.KV:
+    """Encoded prompts [B, text_len, text_dim] → their keys and values [L, B, text_len, A, K], on the devices of the parameters."""
     return network.apply({"params": params}, context, method="text_kv")
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import compilation, config, dit, rollout, sampler
+from rfjax import compilation, config, dit, quantize, rollout, sampler
 from rfjax.bench import __main__ as bench
 from rfjax.bench import compare, first, flags, formula, parts, roofline, stream, timing
 from rfjax.preflight.flops import flops
@@ -174,6 +174,34 @@ def test_a_run_that_is_cut_off_leaves_what_it_has_measured(tmp_path, monkeypatch
     assert told["stream"]["blocks"] == 3 and list(told["parts"]) == ["step"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_parts_run_on_random_numbers(monkeypatch):
+    """Zeros would run faster than what a stream has, and scales below 0 are none."""
+    model, seen = sampler.load(quantize.configured(config.load(TINY), "kv8"), sampler.RANDOM), []
+    state = parts.steady(model.bind(["a"]), 1, model.frame_shape, "rolling")
+    fresh = rollout.rolling_init(model.bind(["a"]), 1, model.frame_shape)
+    for kept in state.cache.kv:
+        np.testing.assert_array_equal(np.unique(kept.qvalue), np.arange(-127, 128))
+        np.testing.assert_allclose(np.std(kept.qvalue), ((255**2 - 1) / 12) ** 0.5, rtol=0.1)  # all alike
+        assert np.asarray(kept.scale).min() > 0
+        np.testing.assert_allclose(np.std(quantize.plain(kept, jnp.float32)), 1.5, rtol=0.1)
+    np.testing.assert_allclose(np.std(state.window), 1, rtol=0.1)
+    np.testing.assert_array_equal(state.cache.block, fresh.cache.block)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, fresh)
+    decode = sampler.decode_block
+    monkeypatch.setattr(sampler, "decode_block", lambda *args: seen.append(args[2]) or decode(*args))
+    parts.decode(model, 1)()
+    assert len(seen) == 2
+    np.testing.assert_allclose([np.std(block) for block in seen], 1, rtol=0.1)
+
+
+def test_prompts_are_encoded_before_their_keys_and_values_are_timed(monkeypatch):
+    model = sampler.load(config.load(TINY), sampler.RANDOM)
+    captions = ["a small red star orbiting over a cyan background"]
+    expected, run = model.bind(captions).text_kv, parts.text_kv(model, captions)
+    monkeypatch.setattr(type(model.encoder), "encode", None)
+    jax.tree.map(np.testing.assert_array_equal, run(), expected)
 
 
 def test_what_ran_is_stamped(told):

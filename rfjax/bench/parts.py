@@ -1,5 +1,6 @@
 """Each program of a stream alone, as it runs in the steady state: nothing masked, the cache full, the state donated."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import axes, collectives, compilation, placement, rollout, sampler, stream, umt5
+from rfjax import axes, collectives, compilation, placement, quantize, rollout, sampler, stream, umt5
 from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
@@ -53,15 +54,24 @@ def steady(
 ) -> rollout.RolloutState:
     """A state far from both ends of a clip, full of random numbers."""
     state = stream.begin(bound, method, clips, frame_shape)
-    key = jax.random.key(0)
-
-    def fill(leaf):
-        drawn = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size
-        return jax.random.normal(key, leaf.shape, leaf.dtype) if drawn else leaf
-
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    filled = jax.jit(functools.partial(jax.tree.map, fill), donate_argnums=0, out_shardings=places)(state)
+    fill = functools.partial(jax.tree.map, drawn, is_leaf=quantize.is_quantized)
+    filled = jax.jit(fill, donate_argnums=0, out_shardings=places)(state)
     return filled.replace(index=jax.device_put(jnp.int32(4 * bound.config.span_blocks), places.index))
+
+
+def drawn(leaf: Any) -> Any:
+    """Normal numbers in place of an array of floats; of one in int8 its whole range, under scales such as normal numbers have.
+
+    What counts blocks stays.
+    """
+    key = jax.random.key(0)
+    if quantize.is_quantized(leaf):
+        values = jax.random.randint(key, leaf.qvalue.shape, -127, 128, leaf.qvalue.dtype)
+        scale = jax.random.uniform(key, leaf.scale.shape, leaf.scale.dtype, 0.01, 0.03)
+        return dataclasses.replace(leaf, qvalue=values, scale=scale)
+    floats = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size
+    return jax.random.normal(key, leaf.shape, leaf.dtype) if floats else leaf
 
 
 def text(
@@ -94,7 +104,8 @@ def reader_shapes(reader: umt5.UMT5Config) -> dict[str, Any]:
 
 def text_kv(model: sampler.Sampler, captions: list[str]) -> Callable[[], Any]:
     """The transformer's keys and values of encoded prompts: once a prompt."""
-    return lambda: model.bind(captions).text_kv
+    context = jnp.asarray(model.encoder.encode(captions))
+    return functools.partial(sampler.text_kv, model.dit, model.params["dit"], context)
 
 
 def window(bound: rollout.Model, clips: int, frame_shape: tuple[int, ...], method: str) -> Callable[[], Any]:
@@ -141,8 +152,9 @@ def sent(model: sampler.Sampler, captions: list[str], method: str) -> dict[str, 
 
 def decode(model: sampler.Sampler, clips: int) -> Callable[[], Any]:
     """A later block's frames, left on the device."""
-    block, run = jnp.zeros((clips, *model.frame_shape)), _decoding(model)
-    block = placement.split(block, model.where.decoder)
+    # Random, since a GPU that multiplies zeros takes less power, and so less time.
+    block = jax.random.normal(jax.random.key(1), (clips, *model.frame_shape))
+    block, run = placement.split(block, model.where.decoder), _decoding(model)
     _, past = run(block, None)
     return chained(lambda past: run(block, past)[::-1], past)
 
