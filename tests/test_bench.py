@@ -13,7 +13,7 @@ import pytest
 
 from rfjax import compilation, config, dit, quantize, rollout, sampler
 from rfjax.bench import __main__ as bench
-from rfjax.bench import compare, first, flags, formula, parts, roofline, stream, timing
+from rfjax.bench import compare, first, flags, formula, parts, roofline, stamp, stream, timing
 from rfjax.preflight.flops import flops
 from rfjax.tree import flatten
 
@@ -212,6 +212,17 @@ def test_what_ran_is_stamped(told):
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         assert told["commit"].rstrip("+") == head.stdout.strip()
+
+
+def test_cudnn_is_stamped_where_it_is_installed(tmp_path, monkeypatch):
+    here = dict(stamp.cudnn())
+    for name in ("nvidia-cudnn-cu13", "nvidia-cudnn-frontend"):
+        folder = tmp_path / f"{name.replace('-', '_')}-9.1.0.7.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.1.0.7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert stamp.stamp([])["versions"].items() >= (here | {"nvidia-cudnn-cu13": "9.1.0.7"}).items()
+    assert set(stamp.cudnn()) == {*here, "nvidia-cudnn-cu13"}
 
 
 @pytest.mark.parametrize("decoded", [True, False])

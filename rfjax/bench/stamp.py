@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rfjax.preflight.chips import PEAKS
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "unknown"
+CUDNN = "nvidia-cudnn-cu"  # and the number of its CUDA
 
 
 def stamp(argv: list[str]) -> dict[str, Any]:
@@ -32,7 +34,8 @@ def stamp(argv: list[str]) -> dict[str, Any]:
             "python": platform.python_version(),
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
-        },
+        }
+        | cudnn(),
         "hardware": hardware(),
     }
 
@@ -54,6 +57,12 @@ def hardware() -> dict[str, Any]:
         "cores": cores,
         "system": platform.platform(),
     }
+
+
+def cudnn() -> dict[str, str]:
+    """{package: version} of cuDNN as pip installed it, where it did: on GPUs attention is its work, seven tenths of all."""
+    found = metadata.distributions()
+    return {package.name: package.version for package in found if package.name.startswith(CUDNN)}
 
 
 def commit() -> str:
