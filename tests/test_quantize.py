@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import sys
 import types
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_the_table_s_errors_are_of_what_8_bits_change():
         eight_bits.relative(window(*kept), exact) for kept in ((full, True), (quantize.params(full, "int8"),))
     )
     assert 0 < small < large < 0.1
+
+
+def test_errors_are_of_exact_products_whatever_the_device_does_by_itself():
+    """On CPU there is one precision, so this is read from the program."""
+    model, state = midway()
+    with jax.default_matmul_precision("default"):
+        bound = model.bind(["a"])
+        flows = eight_bits.window_flow, eight_bits.window_flow.__wrapped__
+        texts = [str(jax.make_jaxpr(flow)(bound, state)) for flow in flows]
+    asked, usual = (re.findall(r"dot_general\[.*?precision=\(Precision\.(\w+)", text, re.S) for text in texts)
+    assert len(asked) == len(usual) and "DEFAULT" in usual
+    assert set(asked) == {"HIGHEST"}
 
 
 def test_a_group_is_in_8_bits_alone():

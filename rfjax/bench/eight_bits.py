@@ -37,6 +37,10 @@ GROUPS = {  # of kernels, by their paths
 }
 
 
+# A GPU multiplies float32 in TF32 by itself, which would be seen beside what 8 bits do.
+exactly = jax.default_matmul_precision("highest")
+
+
 def relative(ours: Array, theirs: Array) -> float:
     """|ours - theirs| / |theirs|."""
     return float(np.linalg.norm(np.asarray(ours - theirs)) / np.linalg.norm(np.asarray(theirs)))
@@ -49,6 +53,7 @@ def quantized(params: dict[str, Any], mode: quantize.Mode) -> dict[str, Any]:
 # The public implementation's test network
 
 
+@exactly
 def golden_errors(golden: Golden, mode: quantize.Mode) -> tuple[float, float]:
     """Of the flow and of the rolling clip, against the public numbers."""
     arrays = golden.arrays("bidirectional")
@@ -74,6 +79,7 @@ def midway(model: sampler.Sampler, captions: list[str]) -> rollout.RolloutState:
     return rollout.enter(stream.model, noise, stream.state)
 
 
+@exactly
 @jax.jit
 def window_flow(bound: rollout.Model, state: rollout.RolloutState) -> Array:
     """The flow [B, S, f, H, W, C] of the state's window, which is in the steady state; its cache is kept as the model wants."""
