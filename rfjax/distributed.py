@@ -25,7 +25,12 @@ from rfjax import errors
 from rfjax.errors import UserError
 
 # What tells that a launcher started several processes: the variable with their number, or with their hosts.
-LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+LAUNCHERS = (
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
+)
 FAILED = "rfjax/failed"  # the key under which a process that fails says why
 UNHEARD = (jax.errors.JaxRuntimeError, ValueError)  # of a service that is gone, or was never there
 LOOK = 1.0  # seconds between two looks there

@@ -231,6 +231,8 @@ def test_processes_along_the_context_axis_feed_the_same_rows(context, parts, mon
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8471"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8471,10.0.0.2:8471"}, True),
     ],
 )
 def test_launchers_of_several_processes_are_recognised(environment, several, monkeypatch):
