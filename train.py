@@ -1,7 +1,7 @@
 """Train one stage of a model: `python train.py --config configs/shapes_vae.py --workdir runs/vae`.
 
 A field of the config is changed by `--config.steps=100`. Started again with the same workdir, a run goes on
-bit for bit from its last checkpoint. Ctrl-C or SIGTERM saves a checkpoint first. On several machines start it on each:
+from its last checkpoint, on CPU bit for bit. Ctrl-C or SIGTERM saves a checkpoint first. On GPUs, and on several machines:
 docs/running.md.
 """
 
