@@ -78,11 +78,11 @@ def text(
     model: sampler.Sampler, captions: list[str], reader: umt5.UMT5Config | None
 ) -> Callable[[], np.ndarray | list[np.ndarray] | jax.Array]:
     """The prompts' encoder; UMT5 runs on the host, where the sampler runs it, and prompts that are kept do not count."""
+    if not isinstance(model.encoder, (PromptEncoder, Unread)):
+        return functools.partial(model.encoder.encode, captions)
     host = compilation.host()
     if isinstance(model.encoder, PromptEncoder):
         return functools.partial(model.encoder.reader(host), captions)
-    if not isinstance(model.encoder, Unread):
-        return functools.partial(model.encoder.encode, captions)
     with jax.default_device(host):
         params = sampler.stand_in(reader_shapes(reader))
         ids = jnp.arange(model.encoder.text_len)[None] % reader.vocab_size
