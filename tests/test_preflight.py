@@ -212,7 +212,10 @@ def test_a_gpu_counts_as_a_tpu_where_cudnn_serves():
     assert half[0] == half[1] and full[0].window > full[1].window
 
 
-# Advice
+# Advice: of a TPU, since on a CPU 16 bits need more than 32
+
+
+need, check = (functools.partial(function, platform="tpu") for function in (preflight.need, preflight.check))
 
 
 def large(**changes):
@@ -239,7 +242,7 @@ def changed(settings, clips, words):
 
 def refused(settings, clips, available):
     with pytest.raises(UserError) as error:
-        preflight.check(settings, clips, available)
+        check(settings, clips, available)
     return str(error.value)
 
 
@@ -248,8 +251,8 @@ def options(message):
 
 
 def test_check_passes_up_to_the_last_byte():
-    settings, needed = small(), preflight.need(small(), 2)
-    assert preflight.check(settings, 2, needed.total) == preflight.check(settings, 2, None) == needed
+    settings, needed = small(), need(small(), 2)
+    assert check(settings, 2, needed.total) == check(settings, 2, None) == needed
     message = refused(settings, 2, needed.total - 1)
     assert message.startswith("2 clips at a time, --size 24x16: this needs 0.0")
     assert all(f"{name} 0.0" in message for name in ("parameters", "cache", "window", "decoder"))
@@ -258,20 +261,20 @@ def test_check_passes_up_to_the_last_byte():
 @pytest.mark.parametrize("part", [0.95, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01])
 def test_everything_that_is_advised_fits(part):
     settings = large()
-    available = int(part * preflight.need(settings, 4).total)
+    available = int(part * need(settings, 4).total)
     for words in options(refused(settings, 4, available)):
-        preflight.check(*changed(settings, 4, words), available)
+        check(*changed(settings, 4, words), available)
 
 
 def test_each_change_is_advised_where_it_is_enough_and_no_more_than_is_needed():
     settings = large()
     needs = {
-        "config.dit.dtype and config.vae.dtype = 'bfloat16'": preflight.need(
+        "config.dit.dtype and config.vae.dtype = 'bfloat16'": need(
             *changed(settings, 4, "config.dit.dtype and config.vae.dtype = 'bfloat16'")
         ),
-        "--decoder tiny": preflight.need(*changed(settings, 4, "--decoder tiny")),
-        "3 clips at a time": preflight.need(settings, 3),
-        "--size 176x120": preflight.need(*changed(settings, 4, "--size 176x120")),
+        "--decoder tiny": need(*changed(settings, 4, "--decoder tiny")),
+        "3 clips at a time": need(settings, 3),
+        "--size 176x120": need(*changed(settings, 4, "--size 176x120")),
     }
     for words, needed in needs.items():
         assert words in options(refused(settings, 4, needed.total))
@@ -280,7 +283,7 @@ def test_each_change_is_advised_where_it_is_enough_and_no_more_than_is_needed():
 
 def test_a_thousand_million_clips_are_refused_at_once():
     settings = large(decoder="tiny")
-    said = options(refused(settings, 10**9, preflight.need(settings, 3).total))
+    said = options(refused(settings, 10**9, need(settings, 3).total))
     assert "3 clips at a time" in said
 
 
@@ -291,7 +294,7 @@ def test_what_is_not_enough_alone_is_combined_in_order():
         4,
         "config.dit.dtype and config.vae.dtype = 'bfloat16' with --decoder tiny with 1 clip at a time",
     )
-    words = options(refused(settings, 4, preflight.need(*every).total))[-1]
+    words = options(refused(settings, 4, need(*every).total))[-1]
     assert words.startswith(
         "config.dit.dtype and config.vae.dtype = 'bfloat16' with --decoder tiny with 1 clip"
     )
@@ -301,7 +304,14 @@ def test_what_is_not_enough_alone_is_combined_in_order():
 def test_a_tiny_decoder_is_advised_only_where_the_config_has_it():
     settings = large()
     del settings.tiny
-    assert "tiny" not in refused(settings, 4, preflight.need(settings, 1).total // 4)
+    assert "tiny" not in refused(settings, 4, need(settings, 1).total // 4)
+
+
+def test_16_bits_are_not_advised_on_a_cpu():
+    settings = large()
+    available = preflight.need(settings, 4, platform="cpu").total // 2
+    with pytest.raises(UserError, match="this would fit: (?!.*bfloat16)"):
+        preflight.check(settings, 4, available, platform="cpu")
 
 
 def test_nothing_fits():

@@ -208,7 +208,10 @@ def _ways(p: _Plan) -> list[Way]:
         plan = p._replace(grid=(rows_left, max(1, round(columns * rows_left / rows))))
         return plan.words[1], plan
 
-    wide, heavy = max(_width(p.network), _width(p.decoder)) > 2, p.tiny is not None and name == "vae"
+    wide = (
+        p.platform != "cpu" and max(_width(p.network), _width(p.decoder)) > 2
+    )  # a CPU needs more for 16 bits
+    heavy = p.tiny is not None and name == "vae"
     return [
         (range(wide), lambda _: (f"{said} = 'bfloat16'", narrow)),
         (range(heavy), lambda _: ("--decoder tiny", p._replace(decoder=p.tiny))),
