@@ -167,9 +167,10 @@ def test_a_run_that_is_cut_off_leaves_what_it_has_measured(tmp_path, monkeypatch
     monkeypatch.setattr(timing, "ENOUGH", 0.01)
     monkeypatch.setattr(parts, "decode", lambda *_: sys.exit(143))
     file, picture = tmp_path / "run.json", tmp_path / "run.png"
-    flags = ["--parts", "step,decode,stream", "--blocks", "3", "--json", str(file), "--plot", str(picture)]
+    flags = ["--parts", "step,decode,clean,stream", "--blocks", "3"]
+    files = ["--json", str(file), "--plot", str(picture)]
     with pytest.raises(SystemExit):
-        bench.main(["--config", TINY, *flags])
+        bench.main(["--config", TINY, *flags, *files])
     told = json.loads(file.read_text())
     assert told["stream"]["blocks"] == 3 and list(told["parts"]) == ["step"]
     assert picture.read_bytes().startswith(b"\x89PNG")

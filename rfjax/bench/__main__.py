@@ -41,7 +41,7 @@ def measure(
     told = {"schema": compare.SCHEMA, "version": compare.VERSION} | stamp.stamp(argv)
     told |= {"run": conditions(args, settings), "config": settings.to_dict()}
     reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
-    wanted = [name for name in parts.PARTS if name in args.parts]
+    wanted = [name for name in args.parts if name in parts.PARTS]
     told["parts"] = {}
     if frames:
         told["first_frame"] = frames

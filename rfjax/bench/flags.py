@@ -16,7 +16,7 @@ from rfjax.stream import method_of
 from rfjax.umt5 import UMT5Config
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes.py"
-STEPS = ("first", "stream", *parts.PARTS)  # all that can be measured, in this order
+STEPS = ("first", "stream", *parts.PARTS)  # all that can be measured
 PICTURES = (".png", ".svg", ".pdf")
 
 
