@@ -28,8 +28,9 @@ class Stream:
     """Finished blocks [B, f, H, W, C], one by one: an iterator.
 
     Every block comes from the same compiled step and the same constant-size state, so memory does not grow. Blocks are
-    dispatched asynchronously: nothing waits for the device until the caller looks. To pause is to take no block. Between two
-    blocks `change` gives new prompts, `reset` begins anew, and `close` frees the state; then there are no more blocks.
+    dispatched asynchronously: nothing waits for the device until the caller looks (on GPUs, by XLA's sources, a step's branch waits
+    for the step before). To pause is to take no block. Between two blocks `change` gives new prompts, `reset` begins anew, and
+    `close` frees the state; then there are no more blocks.
 
     Args:
       model: bound to one prompt a clip.
