@@ -225,7 +225,7 @@ async def memory(address: str, seen: list[dict[str, float]]) -> None:
 def flat(seen: list[dict[str, float]], part: int, check: Checks) -> None:
     """Memory in the last of so many parts of the time, against the second of them, by their medians."""
     length = max(1, len(seen) // part)
-    for name, most in (("resident", GROWTH), ("device", DEVICE)):
+    for name, most in (("process_resident", GROWTH), ("device", DEVICE)):
         values = [metrics[f"{name}_memory_bytes"] for metrics in seen]
         early, late = statistics.median(values[length : 2 * length]), statistics.median(values[-length:])
         told = f"{early / 1e6:.1f} MB in the second 1/{part} of the time, {late / 1e6:.1f} MB in the last"

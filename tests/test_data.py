@@ -184,9 +184,11 @@ def test_records_made_from_other_contents_of_a_file_or_run_are_refused(tmp_path)
     (run / "state").write_text("two")
     with pytest.raises(UserError, match="were made from something else than .*run: delete"):
         data.claim(made, {"fps": 16}, sources)
-    about = json.loads((made / "about.json").read_text())
-    (made / "about.json").write_text(json.dumps({"fps": about["fps"]}))  # as an older version wrote it
-    data.claim(made, {"fps": 16}, sources)
+    (made / "about.json").write_text(json.dumps({"fps": 16}))  # says nothing of what they are made from
+    with pytest.raises(
+        UserError, match="were made from something else than .*vae.safetensors, .*run: delete"
+    ):
+        data.claim(made, {"fps": 16}, sources)
 
 
 def test_missing_few_or_damaged_records_say_what_to_run(tmp_path):

@@ -48,7 +48,7 @@ class Still(fake_live.FakeLive):
 
 def test_each_viewer_is_kept_a_second_ahead_and_no_more(clock):
     """In hand after a step: at least AHEAD seconds, and less than AHEAD and a block; pauses do not change it."""
-    made = engine.Engine(Still(2), metrics.Counters())
+    made = engine.Engine(Still(2), metrics.Metrics())
     watchers = [Watcher(), Watcher()]
     began, played = [100.0, 103.3], [0.0, 0.0]
     for tick in range(600):
@@ -70,7 +70,7 @@ def test_each_viewer_is_kept_a_second_ahead_and_no_more(clock):
 
 
 def test_a_stream_that_pauses_or_has_enough_is_not_stepped(clock):
-    made = engine.Engine(fake_live.FakeLive(3), metrics.Counters())
+    made = engine.Engine(fake_live.FakeLive(3), metrics.Metrics())
     watchers = [Watcher() for _ in range(3)]
     for watcher in watchers:
         made._do(watcher, protocol.Start(RED, 0))
@@ -90,7 +90,7 @@ def test_a_stream_that_pauses_or_has_enough_is_not_stepped(clock):
 
 def test_of_prompts_that_come_together_only_the_newest_is_read():
     """Three viewers: what is asked before a stop or a newer prompt costs nothing, and each request has its answer."""
-    made = engine.Engine(fake_live.FakeLive(3), metrics.Counters())
+    made = engine.Engine(fake_live.FakeLive(3), metrics.Metrics())
     red, star, gone = watchers = [Watcher() for _ in range(3)]
     read, change = [], made.live.change
     made.live.change = lambda slot, prompt: (read.append(prompt), change(slot, prompt))
@@ -113,7 +113,7 @@ def test_of_prompts_that_come_together_only_the_newest_is_read():
 
 
 def test_a_stream_that_begins_anew_pays_for_no_change_of_prompt():
-    made, watcher = engine.Engine(fake_live.FakeLive(1), metrics.Counters()), Watcher()
+    made, watcher = engine.Engine(fake_live.FakeLive(1), metrics.Metrics()), Watcher()
     for request in (protocol.Start(RED, 0), protocol.Start(STAR, 1), protocol.Prompt(RED)):
         made._do(watcher, request)
     assert made.live.policies == ["keep", None]  # None: the server's
@@ -121,7 +121,7 @@ def test_a_stream_that_begins_anew_pays_for_no_change_of_prompt():
 
 def test_only_the_newest_frames_wait_for_a_slow_viewer():
     async def outbox():
-        box = viewer.Viewer(16, metrics.Counters())
+        box = viewer.Viewer(16, metrics.Metrics())
         box.put(protocol.Paused(True))
         for number in range(1000):
             box.put(protocol.Frame(number, 0, b""))
@@ -150,7 +150,7 @@ def test_the_real_batch_fits_the_engine():
     live, said = model.load(args)
     assert (said.width, said.height) == (live.sampler.video.width, live.sampler.video.height)
     assert (said.places, said.idle_seconds) == (2, 120) and "star" in said.words["shape"]
-    made, watchers = engine.Engine(live, metrics.Counters()), [Watcher(), Watcher()]
+    made, watchers = engine.Engine(live, metrics.Metrics()), [Watcher(), Watcher()]
     for watcher in watchers:
         made._do(watcher, protocol.Start(said.examples[0], 3))
     while min(watcher.frames for watcher in watchers) < 21:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_live import pixels
+from prometheus_client import generate_latest
 
 from rfjax import shapes
 from rfjax.serve import engine, metrics, protocol
@@ -89,17 +90,20 @@ def test_a_frame_comes_back_as_it_was(fps):
 
 
 def test_metrics_are_prometheus_text():
-    counters = metrics.Counters()
-    counters.add("frames_total", 12)
-    counters.add("refused_total", label='reason="full"')
-    counters.add("refused_total", 2, label='reason="prompt"')
-    lines = metrics.render(counters.read() | {("places", ""): 3}).splitlines()
-    assert "rfjax_frames_total 12" in lines and "# TYPE rfjax_frames_total counter" in lines
-    assert (
-        'rfjax_refused_total{reason="full"} 1' in lines and 'rfjax_refused_total{reason="prompt"} 2' in lines
+    counted = metrics.Metrics()
+    counted.frames.inc(12)
+    counted.refused.labels("full").inc()
+    counted.refused.labels("prompt").inc(2)
+    counted.steps.observe(0.02)
+    lines = generate_latest(counted.registry).decode().splitlines()
+    assert "rfjax_frames_total 12.0" in lines and "# TYPE rfjax_frames_total counter" in lines
+    assert {'rfjax_refused_total{reason="full"} 1.0', 'rfjax_refused_total{reason="prompt"} 2.0'} <= set(
+        lines
     )
-    assert "rfjax_places 3" in lines and "# TYPE rfjax_places gauge" in lines
-    assert "rfjax_steps_total 0" in lines  # told before it first happens
+    assert {'rfjax_step_seconds_bucket{le="0.025"} 1.0', "rfjax_step_seconds_count 1.0"} <= set(lines)
+    assert "rfjax_first_frame_seconds_count 0.0" in lines  # told before it first happens
+    assert any(line.startswith("process_resident_memory_bytes ") for line in lines)
+    assert not [line for line in lines if "_created" in line]
 
 
 def test_arrays_on_the_device_are_counted():

@@ -16,6 +16,7 @@ from rfjax.dit import DiTConfig
 from rfjax.errors import Parser, UserError
 from rfjax.preflight.chips import CHIPS, H200, Chip
 from rfjax.rollout import METHODS, RolloutConfig
+from rfjax.stream import method_of
 
 Parts = dict[str, tuple[float, float]]  # name → (operations, bytes)
 BETWEEN = "norms, gates, sums"
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", default=str(flags.CONFIG), help="Python file with get_config()")
     parser.add_argument("--size", metavar="WxH", help="of the video (default: config.video)")
     parser.add_argument("--samples", type=int, default=1, metavar="B", help="clips at a time (default 1)")
-    parser.add_argument("--method", choices=sorted(METHODS), default="rolling", help="default rolling")
+    parser.add_argument("--method", choices=sorted(METHODS), help="default: config.method, else rolling")
     args, rest = parser.parse_known_args(argv)
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, not {args.samples}.")
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     video, network, codec, roll = sampler.sections(settings)
     height, width, _ = sampler.latent_size(video, codec, network)
     tokens = height * width // int(np.prod(network.patch_size))
-    parts = block(network, roll, args.method, tokens, args.samples)
+    parts = block(network, roll, method_of(settings, args.method), tokens, args.samples)
     show(parts, args.samples * sampler.block_lengths(codec, roll)[1])
 
 

@@ -156,7 +156,7 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
         with replacing(path) as partial:
             partial.write_text(json.dumps(about | {CONTENTS: contents}, indent=1))
     found = claimed(folder)
-    before = found.pop(CONTENTS, {})  # a folder of an older version has none
+    before = found.pop(CONTENTS, {})
     differing = sorted(name for name in about | found if about.get(name) != found.get(name))
     if differing:
         name = differing[0]
@@ -164,7 +164,7 @@ def claim(folder, about: dict, sources: Iterable[str | os.PathLike] = ()):
             f"The records in {folder} were made with {name} = {found.get(name)!r}, now it is {about.get(name)!r}: "
             "delete the folder, or name another in the config."
         )
-    if before and sorted(before.values()) != sorted(contents.values()):  # the files may have moved
+    if sorted(before.values()) != sorted(contents.values()):  # the files may have moved
         changed = [source for source, digest in contents.items() if digest not in before.values()]
         raise UserError(
             f"The records in {folder} were made from something else than {', '.join(changed) or 'now'}: delete the folder, "

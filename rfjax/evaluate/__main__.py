@@ -24,6 +24,7 @@ from rfjax.evaluate import draw, generate, keep, report, truth, videos
 from rfjax.files import replacing
 from rfjax.rollout import METHODS
 from rfjax.score import WINDOW
+from rfjax.stream import method_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,11 @@ def parse(argv):
     add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
     add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
     add("--given", choices=("picture", "video"), help="what the clips go on from (default nothing)")
-    add("--methods", default="rolling", help=f"of {','.join(METHODS)} (default %(default)s)")
+    add(
+        "--methods",
+        type=lambda names: names.split(","),
+        help=f"of {','.join(METHODS)} (default: config.method, else rolling)",
+    )
     add("--config", default=str(ROOT / "configs/shapes.py"), help="Python file with get_config()")
     add("--weights", metavar="DIR", help="folder with dit.safetensors and vae.safetensors")
     add("--quantize", choices=quantize.MODES, help="judge the model in 8 bits")
@@ -71,7 +76,7 @@ def check(args):
         raise UserError(
             f"A clip is judged by {WINDOW} seconds of it: raise --seconds, which is {args.seconds:g}."
         )
-    unknown = set(args.methods.split(",")) - set(METHODS)
+    unknown = set(args.methods or ()) - set(METHODS)
     if unknown:
         raise UserError(f"There is no method {min(unknown)!r}; --methods takes {', '.join(METHODS)}.")
     if args.damage and args.ground_truth is None:
@@ -93,14 +98,13 @@ def of_model(args):
     world = config.build(shapes.World, settings, "world")
     detect.check(world, sampler.sections(settings)[0].fps)
     scenes = [shapes.sample_scene(index, args.seed, world, "held_out") for index in range(args.prompts)]
+    names = args.methods or [method_of(settings)]
     settings = quantize.configured(settings, args.quantize) if args.quantize else settings
     compilation.keep_programs()
     model = sampler.load(settings, args.weights, given=args.given is not None)
     task = generate.Task(args.prompts, args.seconds, args.seed, args.batch, args.given)
     with keep.folder(args.out, generate.described(task, model, settings)) as place:
-        methods = {
-            name: generate.judged(model, scenes, name, task, place) for name in args.methods.split(",")
-        }
+        methods = {name: generate.judged(model, scenes, name, task, place) for name in names}
         if args.out:
             sheets(methods, scenes, task, place)
     return told(methods, f"{report.compared(methods)}\n\n" if len(methods) > 1 else "")

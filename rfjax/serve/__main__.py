@@ -87,7 +87,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from rfjax.serve import run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "websockets"):
+        if (error.name or "").partition(".")[0] not in (
+            "prometheus_client",
+            "starlette",
+            "uvicorn",
+            "websockets",
+        ):
             raise
         raise UserError(
             f"The server needs {error.name}; install it with: pip install -e '.[serve]'."

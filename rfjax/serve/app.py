@@ -5,13 +5,14 @@ import contextlib
 import hmac
 from importlib import resources
 
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from rfjax.serve import metrics, protocol
+from rfjax.serve import protocol
 from rfjax.serve.engine import Engine
 from rfjax.serve.viewer import Viewer
 
@@ -85,15 +86,12 @@ class Site:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if not self._knows([token] if scheme.lower() == "bearer" else []):
             return PlainTextResponse("The metrics need the token as a bearer.\n", 401, HEADERS)
-        gauges = {
-            "places": self.engine.live.limit,
-            "streams": self.engine.taken,
-            "viewers": len(self.viewers),
-            "resident_memory_bytes": metrics.resident(),
-            "device_memory_bytes": metrics.on_device(),
-        }
-        values = self.engine.counters.read() | {(name, ""): value for name, value in gauges.items()}
-        return Response(metrics.render(values), headers=HEADERS, media_type=metrics.CONTENT_TYPE)
+        told = self.engine.metrics
+        told.places.set(self.engine.live.limit)
+        told.streams.set(self.engine.taken)
+        told.viewers.set(len(self.viewers))
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(told.registry), headers=HEADERS | {"Content-Type": kind})
 
     def _knows(self, shown: list[str]) -> bool:
         """Whether the token is among what is shown, or none is needed."""
@@ -106,14 +104,14 @@ class Site:
     async def _stream(self, socket: WebSocket) -> None:
         """One viewer's socket, from its handshake to its end."""
         if socket.headers.get("origin") not in self.origins:
-            self.engine.counters.add("refused_total", label='reason="origin"')
+            self.engine.metrics.refused.labels("origin").inc()
             page = "This socket is for this server's own page; others are named by --origin.\n"
             return await socket.send_denial_response(PlainTextResponse(page, 403))
         offered = socket.scope["subprotocols"]
         await socket.accept(protocol.NAME if protocol.NAME in offered else None)
         if refused := self._unwelcome(offered):
             return await _farewell(socket, *refused)
-        viewer = Viewer(self.hello.fps, self.engine.counters)
+        viewer = Viewer(self.hello.fps, self.engine.metrics)
         self.viewers.add(viewer)
         try:
             await self._converse(socket, viewer)
@@ -126,10 +124,10 @@ class Site:
         if self.ending:
             return self.ending
         if not self._knows(offered):
-            self.engine.counters.add("refused_total", label='reason="token"')
+            self.engine.metrics.refused.labels("token").inc()
             return protocol.FORBIDDEN, "This server needs its token: open the page with #token=… at its end."
         if len(self.viewers) >= VIEWERS:
-            self.engine.counters.add("refused_total", label='reason="viewers"')
+            self.engine.metrics.refused.labels("viewers").inc()
             return protocol.LATER, f"{VIEWERS} viewers are connected already; try again later."
         return None
 
@@ -148,7 +146,7 @@ class Site:
                 raise error
         if viewer.closing.done():
             code, reason = viewer.closing.result()
-            self.engine.counters.add("closed_total", label=f'code="{code}"')
+            self.engine.metrics.closed.labels(code).inc()
             await _farewell(socket, code, reason)
 
     async def _read(self, socket: WebSocket, viewer: Viewer) -> None:
@@ -166,10 +164,10 @@ class Site:
             try:
                 request = protocol.parse(message.get("text") or message.get("bytes") or "")
             except protocol.Refusal as refusal:
-                self.engine.counters.add("refused_total", label=f'reason="{refusal.code}"')
+                self.engine.metrics.refused.labels(refusal.code).inc()
                 viewer.put(protocol.Refused(refusal.code, str(refusal)))
                 continue
-            self.engine.counters.add("requests_total", label=f'type="{type(request).__name__.lower()}"')
+            self.engine.metrics.requests.labels(type(request).__name__.lower()).inc()
             self.engine.tell(viewer, request)
 
     async def _write(self, socket: WebSocket, viewer: Viewer) -> None:

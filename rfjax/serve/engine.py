@@ -19,7 +19,8 @@ import av
 import numpy as np
 
 from rfjax.errors import UserError
-from rfjax.serve import metrics, protocol
+from rfjax.serve import protocol
+from rfjax.serve.metrics import Metrics
 from rfjax.serve.protocol import Frame, Refusal, Reply, Request
 
 AHEAD = 1.0  # seconds that a viewer should have in hand
@@ -86,12 +87,12 @@ def overtaken(asked: list[tuple[Viewer, Request | None]]) -> set[int]:
 class Engine:
     """`tell` may be called from any thread; all else of the batch happens in the engine's own."""
 
-    def __init__(self, live, counters: metrics.Counters, failed: Callable[[], None] = lambda: None):
+    def __init__(self, live, metrics: Metrics, failed: Callable[[], None] = lambda: None):
         """Args:
         live: a `rfjax.live.Live`.
         failed: called in the engine's thread when it ends by an error, which `error` then holds.
         """
-        self.live, self.counters, self.failed = live, counters, failed
+        self.live, self.metrics, self.failed = live, metrics, failed
         self.error: BaseException | None = None
         self.ready = threading.Event()  # warm, or failed
         self._look = live.sampler.video
@@ -206,7 +207,7 @@ class Engine:
 
     def _refuse(self, viewer: Viewer, error: UserError) -> None:
         code = error.code if isinstance(error, Refusal) else "prompt"  # the batch refuses prompts only
-        self.counters.add("refused_total", label=f'reason="{code}"')
+        self.metrics.refused.labels(code).inc()
         viewer.deliver(protocol.Refused(code, str(error)))
 
     def _stream(self, viewer: Viewer) -> Stream:
@@ -260,8 +261,7 @@ class Engine:
             return
         blocks = self.live.step(tuple(viewers))
         self._step_seconds = time.monotonic() - started
-        self.counters.add("steps_total")
-        self.counters.add("step_seconds_total", self._step_seconds)
+        self.metrics.steps.observe(self._step_seconds)
         for slot, frames in blocks.items():
             self._hand_out(viewers[slot], frames)
 
@@ -273,7 +273,6 @@ class Engine:
             stream.frames += 1
         now = time.monotonic()
         if stream.frames == len(frames):
-            self.counters.add("first_frames_total")
-            self.counters.add("first_frame_seconds_total", now - stream.asked)
-        self.counters.add("frames_total", len(frames))
+            self.metrics.first_frames.observe(now - stream.asked)
+        self.metrics.frames.inc(len(frames))
         stream.empty = max(stream.empty, now) + len(frames) / self._look.fps

@@ -7,8 +7,9 @@ import socket
 import uvicorn
 
 from rfjax.errors import UserError
-from rfjax.serve import app, metrics, protocol, wire
+from rfjax.serve import app, protocol, wire
 from rfjax.serve.engine import Engine
+from rfjax.serve.metrics import Metrics
 
 GONE = 30  # seconds without any progress after which the system ends a connection
 UNSENT = 32_768  # bytes that wait in the system for a slow viewer; more wait, and give way, in its outbox
@@ -33,7 +34,7 @@ class Listener(uvicorn.Server):
         more_origins: of pages that may connect besides this server's own, like "https://example.org".
         """
         self.listener, (host, port) = listener, listener.getsockname()[:2]
-        self.engine = Engine(live, metrics.Counters(), self._stop_soon)
+        self.engine = Engine(live, Metrics(), self._stop_soon)
         self.site = app.Site(self.engine, hello, origins(host, port, more_origins), token)
         limits = dict(ws_max_size=protocol.MESSAGE, ws_per_message_deflate=False, timeout_graceful_shutdown=5)
         quiet = dict(log_config=None, access_log=False, server_header=False, proxy_headers=False)

@@ -5,7 +5,8 @@ import contextlib
 import time
 from collections import deque
 
-from rfjax.serve import metrics, protocol
+from rfjax.serve import protocol
+from rfjax.serve.metrics import Metrics
 from rfjax.serve.protocol import Frame, Reply
 
 SECONDS = 2.0  # of frames that wait for a slow viewer
@@ -15,8 +16,8 @@ REPLIES = 64  # that wait for a viewer which does not read; one more ends its so
 class Viewer:
     """A socket's outbox. The engine's thread delivers; all else happens on the event loop."""
 
-    def __init__(self, fps: float, counters: metrics.Counters):
-        self._loop, self._counters = asyncio.get_running_loop(), counters
+    def __init__(self, fps: float, metrics: Metrics):
+        self._loop, self._metrics = asyncio.get_running_loop(), metrics
         self._replies: deque[Reply] = deque()
         self._frames: deque[Frame] = deque()
         self._most = max(1, round(SECONDS * fps))
@@ -37,7 +38,7 @@ class Viewer:
             if len(self._frames) > self._most:
                 self._frames.popleft()
                 self.dropped += 1
-                self._counters.add("frames_dropped_total")
+                self._metrics.dropped.inc()
         else:
             if isinstance(item, protocol.Started | protocol.Stopped):  # frames of the stream before
                 self._frames.clear()
