@@ -20,7 +20,7 @@ import torch
 import torch_twin
 import torch_vae
 
-from rfjax import compilation, dit, rollout, sampler, vae
+from rfjax import compilation, dit, parameters, rollout, vae
 
 SIZES = {  # network, height and width of latents
     "small": (dict(dim=192, ffn_dim=768, num_heads=6, num_layers=6, freq_dim=128, rope_base=100.0), (8, 8)),
@@ -39,7 +39,7 @@ def random_params(name: str, sizes) -> dict:
         mean = kind in ("scale", "gamma", "latent_std")
         return jnp.asarray(std * rng.normal(size=leaf.shape) + mean, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, sampler.abstract(name, sizes))
+    return jax.tree_util.tree_map_with_path(draw, parameters.abstract(name, sizes))
 
 
 def rolling_model(config: dit.DiTConfig) -> rollout.Model:

@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import config, dit, names, tensorfile, tiny_vae, umt5
+from rfjax import config, names, parameters, tensorfile
+from rfjax.dit import DiTConfig
 from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.files import replacing
 from rfjax.tensorfile import Entry, Kind, Source
+from rfjax.tiny_vae import TinyVAEConfig
 from rfjax.tree import flatten, unflatten
-from rfjax.vae import VAE, VAEConfig
+from rfjax.umt5 import UMT5Config
+from rfjax.vae import VAEConfig
 
 # What wrappers of training put before a name; `model.` leads the names of the few-step checkpoints.
 WRAPPERS = re.compile(r"^model\.|_fsdp_wrapped_module\.|_orig_mod\.|^module\.")
@@ -188,58 +190,39 @@ def _stacked(layers: set[int | None], shape: tuple) -> tuple:
 def expected(module: str, found: Mapping[str, tuple], settings=None) -> dict[str, tuple]:
     """{path: shape} of the network that a config describes, or else of one with the sizes that `found` shows."""
     try:
-        like = _networks(found, settings)[module]()
+        sizes = (
+            _sizes(module, found)
+            if settings is None
+            else config.build(parameters.SIZES[module], settings, module)
+        )
     except KeyError as error:
         raise UserError(
             f"The checkpoint lacks {error.args[0]}, which tells the sizes; is it whole?"
         ) from error
-    return {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(parameters.as_filed(module, sizes)).items()}
 
 
-def _networks(found: Mapping[str, tuple], settings) -> dict[str, Callable[[], Any]]:
-    key = jax.random.key(0)
-
-    def of_dit():
-        if settings is not None:
-            sizes = config.build(dit.DiTConfig, settings, "dit")
-        else:
+def _sizes(module: str, found: Mapping[str, tuple]):
+    """The sizes that the weights' shapes show; KeyError with the name of a weight that is not there."""
+    match module:
+        case "dit":
             rows, dim = found["patch_embedding/kernel"]
             layers, _, ffn = found["blocks/ffn_in/kernel"]
             text, freq = found["text_in/kernel"][0], found["time_in/kernel"][0]
             sizes = dict(dim=dim, ffn_dim=ffn, num_heads=1, num_layers=layers, text_dim=text, freq_dim=freq)
-            sizes = dit.DiTConfig(**sizes, text_len=1, in_dim=rows // 4)
-        return jax.eval_shape(functools.partial(dit.init, sizes), key)
-
-    def of_vae():
-        sizes = VAEConfig(dim=96) if settings is None else config.build(VAEConfig, settings, "vae")
-        video = jnp.zeros((1, 1, 8, 8, 3))
-        return jax.eval_shape(VAE(sizes).init, key, video)["params"]
-
-    def of_umt5():
-        if settings is not None:
-            sizes = config.build(umt5.UMT5Config, settings, "umt5")
-            return jax.eval_shape(functools.partial(umt5.init, sizes), key)
-        vocab, dim = found["token_embedding/embedding"]
-        (layers, _, attn), ffn = found["blocks/attn_q/kernel"], found["blocks/ffn_in/kernel"][-1]
-        _, buckets, heads = found["blocks/position_bias"]
-        sizes = umt5.UMT5Config(vocab, dim, attn, ffn, heads, layers, buckets)
-        return jax.eval_shape(functools.partial(umt5.init, sizes), key)
-
-    def of_tiny():
-        if settings is not None:
-            sizes = config.build(tiny_vae.TinyVAEConfig, settings, "tiny")
-            return tiny(sizes)
-        depths = sorted(path for path in found if re.fullmatch(r"conv_\d+/kernel", path))
-        widths = (found["conv_in/kernel"][-1], *(found[path][-1] for path in depths))
-        z_dim = found["conv_in/kernel"][-2]
-        upsample = tuple(shape[1] == 2 * shape[0] for path, shape in sorted(found.items()) if "grow" in path)
-        return tiny(tiny_vae.TinyVAEConfig(z_dim, widths, upsample))
-
-    def tiny(sizes):
-        latents = jnp.zeros((1, 1, 1, 1, sizes.z_dim))
-        return jax.eval_shape(tiny_vae.TinyDecoder(sizes).init, key, latents)["params"]
-
-    return {"dit": of_dit, "vae": of_vae, "umt5": of_umt5, "tiny": of_tiny}
+            return DiTConfig(**sizes, text_len=1, in_dim=rows // 4)
+        case "umt5":
+            vocab, dim = found["token_embedding/embedding"]
+            (layers, _, attn), ffn = found["blocks/attn_q/kernel"], found["blocks/ffn_in/kernel"][-1]
+            _, buckets, heads = found["blocks/position_bias"]
+            return UMT5Config(vocab, dim, attn, ffn, heads, layers, buckets)
+        case "tiny":
+            depths = sorted(path for path in found if re.fullmatch(r"conv_\d+/kernel", path))
+            widths = (found["conv_in/kernel"][-1], *(found[path][-1] for path in depths))
+            grown = tuple(shape[1] == 2 * shape[0] for path, shape in sorted(found.items()) if "grow" in path)
+            return TinyVAEConfig(found["conv_in/kernel"][-2], widths, grown)
+        case "vae":
+            return VAEConfig(dim=96)
 
 
 def _check(found: Mapping[str, tuple], wanted: Mapping[str, tuple], problems: dict[str, list[str]]) -> None:

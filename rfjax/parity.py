@@ -20,7 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rfjax import attention, convert, dit, flow, losses, names, rollout, teacher, training_rollout, tree, umt5
+from rfjax import (
+    attention,
+    convert,
+    flow,
+    losses,
+    names,
+    parameters,
+    rollout,
+    teacher,
+    training_rollout,
+    tree,
+    umt5,
+)
 from rfjax.errors import Parser, UserError, exit_cleanly
 from rfjax.golden import Arrays, Golden
 
@@ -79,8 +91,7 @@ def nearest_in_table(t: np.ndarray, shift: float) -> np.ndarray:
 
 def dit_params(golden: Golden, name: str) -> dict[str, Any]:
     """The transformer weights NAME.safetensors as our parameters."""
-    like = jax.eval_shape(functools.partial(dit.init, golden.dit.config), jax.random.key(0))
-    return convert.from_torch(golden.weights(name), "dit", like)
+    return convert.from_torch(golden.weights(name), "dit", parameters.as_filed("dit", golden.dit.config))
 
 
 # The cases, a generator of comparisons each
@@ -269,8 +280,7 @@ def text(golden: Golden) -> Iterator[Comparison]:
     model = golden.umt5()
     arrays = golden.arrays("umt5", D=model.config.dim)
     ids, mask = (arrays.take(name, "B tokens").astype(np.int32) for name in ("ids", "mask"))
-    like = jax.eval_shape(functools.partial(umt5.init, model.config), jax.random.key(0))
-    params = convert.from_torch(golden.weights("umt5"), "umt5", like)
+    params = convert.from_torch(golden.weights("umt5"), "umt5", parameters.as_filed("umt5", model.config))
     told = np.float32(mask)[..., None]  # what stands at padding means nothing
     hidden = jax.jit(model.apply)({"params": params}, ids, mask.astype(bool))
     yield compare("umt5.hidden", told * hidden, told * arrays.take("hidden", "B tokens D"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rfjax import checkpoint, compilation, config, files, umt5
+from rfjax import checkpoint, compilation, config, files, parameters, umt5
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
 from rfjax.text import Unread, WordEncoder
@@ -147,9 +147,9 @@ class PromptEncoder:
 
         @functools.cache
         def params():
-            like = jax.eval_shape(functools.partial(umt5.init, self.config), jax.random.key(0))
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.config.dtype), like)
-            return checkpoint.load_params(self.folder / "umt5.safetensors", like)
+            return checkpoint.load_params(
+                self.folder / "umt5.safetensors", parameters.as_filed("umt5", self.config)
+            )
 
         def read(captions):
             ids, mask = tokenize(captions)

@@ -18,19 +18,29 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from rfjax import attention, axes, checkpoint, config, dit, placement, prompts, rollout, text, weights
+from rfjax import (
+    attention,
+    axes,
+    checkpoint,
+    config,
+    dit,
+    parameters,
+    placement,
+    prompts,
+    rollout,
+    text,
+    weights,
+)
 from rfjax import quantize as quantization
 from rfjax.compilation import host
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
 from rfjax.stream import Stream, method_of
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
-from rfjax.tree import flatten, unflatten
 from rfjax.umt5 import UMT5Config
 from rfjax.vae import VAE, VAEConfig
 
 RANDOM = "random"  # as a name of weights: numbers in their place, which cost the same time
-STATISTICS = ("latent_mean", "latent_std")  # stay float32 whatever the VAE's dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +309,6 @@ def load(
     )
     readers = prompts.FILES if isinstance(reader, UMT5Config) else []
     folder = _folder(place, settings.get("weights", ""), [f"{name}.safetensors" for name in sizes], readers)
-    sizes["dit"] = dataclasses.replace(network, linear_dtype="")  # as the file has it
     params = {name: _params(folder, name, size) for name, size in sizes.items()}
     if network.linear_dtype:
         params["dit"] = quantization.params(params["dit"], network.linear_dtype)
@@ -311,50 +320,10 @@ def load(
 
 def _params(folder: Path | None, name: str, sizes) -> dict[str, Any]:
     """Parameters of "dit", "vae" or "tiny" from their file, or without a folder random ones."""
+    shapes = parameters.as_filed(name, sizes)
     if folder is None:
-        return stand_in(abstract(name, sizes))
-    return checkpoint.load_params(folder / f"{name}.safetensors", abstract(name, sizes))
-
-
-def stand_in(shapes: dict[str, Any]) -> dict[str, Any]:
-    """Random parameters of these shapes and dtypes, drawn in seconds at any size: the same million numbers over and over.
-
-    Kernels keep the variance of their input, as `initial` does, so that numbers stay finite however long a stream runs.
-    """
-    numbers = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
-
-    def draw(path: str, leaf) -> Array:
-        kind = path.rpartition("/")[2]
-        if kind in ("scale", "gamma", "latent_std"):
-            return jnp.ones(leaf.shape, leaf.dtype)
-        size = 0.02
-        if kind == "kernel":  # [in, out], [L, in, out], or a convolution's [..., in, out]
-            size = (leaf.shape[-2] if leaf.ndim < 4 else leaf.size // leaf.shape[-1]) ** -0.5
-        return jnp.asarray((size * np.resize(numbers, leaf.shape)).astype(leaf.dtype))
-
-    return unflatten({path: draw(path, leaf) for path, leaf in flatten(shapes).items()})
-
-
-def initial(name: str, sizes, key: Array) -> dict[str, Any]:
-    """Random parameters of "dit", "vae" or "tiny", in the dtype that the sizes name."""
-    if name == "dit":
-        params = dit.init(sizes, key)
-    elif name == "vae":
-        side = sizes.spatial_stride
-        params = VAE(sizes).init(key, jnp.zeros((1, 1, side, side, 3)))["params"]
-    else:
-        params = TinyDecoder(sizes).init(key, jnp.zeros((1, 1, 1, 1, sizes.z_dim)))["params"]
-    flat = flatten(params)
-    return unflatten({path: x if path in STATISTICS else x.astype(sizes.dtype) for path, x in flat.items()})
-
-
-@functools.cache
-def abstract(name: str, sizes) -> dict[str, Any]:
-    """Shapes and dtypes of the parameters of "dit", "vae" or "tiny", as a sampler holds them."""
-    shapes = jax.eval_shape(functools.partial(initial, name, sizes), jax.random.key(0))
-    if name == "dit" and sizes.linear_dtype:
-        shapes = jax.eval_shape(functools.partial(quantization.params, dtype=sizes.linear_dtype), shapes)
-    return shapes
+        return parameters.stand_in(shapes)
+    return checkpoint.load_params(folder / f"{name}.safetensors", shapes)
 
 
 def tiny_decoder(settings) -> TinyVAEConfig | None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import config, convert, dit, rollout, sampler, tensorfile, tree
+from rfjax import config, convert, dit, parameters, rollout, sampler, tensorfile, tree
 from rfjax.stream import stream_step
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def abstract_window(settings) -> None:
 
 
 def abstract_stream(network, roll, latent):
-    params = sampler.initial("dit", network, jax.random.key(0))
+    params = parameters.initial("dit", network, jax.random.key(0))
     context = jnp.zeros((1, network.text_len, network.text_dim), network.dtype)
     module = dit.DiT(network)
     model = rollout.Model(module, params, module.apply({"params": params}, context, method="text_kv"), roll)

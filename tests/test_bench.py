@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfjax import compilation, config, dit, quantize, rollout, sampler
+from rfjax import compilation, config, dit, parameters, quantize, rollout, sampler
 from rfjax.bench import __main__ as bench
 from rfjax.bench import compare, first, flags, formula, parts, roofline, stamp, stream, timing
 from rfjax.preflight.flops import flops
@@ -57,7 +57,7 @@ def test_the_formula_agrees_with_the_traced_programs(method, name):
     kv = jax.ShapeDtypeStruct(
         (network.num_layers, 2, network.text_len, network.num_heads, network.head_dim), network.dtype
     )
-    model = rollout.Model(dit.DiT(network), sampler.abstract("dit", network), dit.KV(kv, kv), roll)
+    model = rollout.Model(dit.DiT(network), parameters.abstract("dit", network), dit.KV(kv, kv), roll)
     state = jax.eval_shape(lambda: rollout.METHODS[method].init(model, 2, shape))
     block, index = jax.ShapeDtypeStruct((2, *shape), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     if method == "rolling":
@@ -81,7 +81,7 @@ def test_the_roofline_counts_the_formula_s_operations_and_the_network_s_paramete
     found = roofline.block(network, roll, method, 1560, 2)
     counted = sum(work for work, _ in found.values())
     np.testing.assert_allclose(counted, formula.block(network, roll, method, 1560, 2)["step"])
-    leaves = flatten(sampler.abstract("dit", network))
+    leaves = flatten(parameters.abstract("dit", network))
     read = {path: leaf for path, leaf in leaves.items() if path.endswith("kernel") and "blocks/" in path}
     still = roofline.call(network, 0, 15, 1560, 32760)  # no clips: what is left are parameters
     per_layer = sum(moved for name, (_, moved) in still.items() if name not in ("patches in, out", "time"))
@@ -253,13 +253,13 @@ def test_the_first_block_is_seen_before_the_second_is_made():
 def test_random_weights_have_the_config_s_shapes_and_keep_the_variance():
     _, network, codec, _ = sampler.sections(config.load(ROOT / "configs/shapes.py"))
     for name, sizes in (("dit", network), ("vae", codec)):
-        shapes = sampler.abstract(name, sizes)
-        drawn = sampler.stand_in(shapes)
+        shapes = parameters.abstract(name, sizes)
+        drawn = parameters.stand_in(shapes)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(
             lambda x: (x.shape, x.dtype), shapes
         )
         assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(drawn))
-    kernel = flatten(sampler.stand_in(sampler.abstract("dit", network)))["blocks/ffn_out/kernel"]
+    kernel = flatten(parameters.stand_in(parameters.abstract("dit", network)))["blocks/ffn_out/kernel"]
     np.testing.assert_allclose(jnp.std(kernel) * network.ffn_dim**0.5, 1, rtol=0.01)
 
 

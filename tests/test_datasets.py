@@ -17,7 +17,7 @@ import tokenizers
 from flax import serialization
 from ml_collections import ConfigDict
 
-from rfjax import checkpoint, config, data, datasets, dit, flow, prompts, sampler, teacher, umt5
+from rfjax import checkpoint, config, data, datasets, dit, flow, parameters, prompts, teacher, umt5
 from rfjax.data import __main__ as data_command
 from rfjax.errors import UserError
 from rfjax.stages import STAGES, clips, latent, sources, student
@@ -77,7 +77,7 @@ def weights(tmp_path_factory):
     settings = ConfigDict(SETTINGS)
     for name, kind in (("dit", dit.DiTConfig), ("vae", VAEConfig)):
         sizes = config.build(kind, settings, name)
-        params = random_params(sampler.abstract(name, sizes), 0)
+        params = random_params(parameters.abstract(name, sizes), 0)
         if name == "vae":
             params |= {"latent_mean": np.float32([0.1, -0.2, 0, 1]), "latent_std": np.float32([1, 2, 0.5, 3])}
         checkpoint.save_params(folder / f"{name}.safetensors", params)
@@ -330,7 +330,7 @@ def test_two_processes_of_which_one_has_no_video_and_the_other_no_clip_both_end(
     settings.update({"data": str(tmp_path / "made"), "vae_weights": str(tmp_path / "vae.safetensors")})
     settings.update({"record_frames": 3, "record_batch": 1})
     sizes = config.build(VAEConfig, settings, "vae")
-    checkpoint.save_params(settings.vae_weights, random_params(sampler.abstract("vae", sizes), 0))
+    checkpoint.save_params(settings.vae_weights, random_params(parameters.abstract("vae", sizes), 0))
     save_video(tmp_path / "in" / "a.mp4", range(2), size=(16, 16))
     (tmp_path / "in" / "a.txt").write_text("a red circle bouncing over a blue background")
     file = write_config(settings, tmp_path)
@@ -368,7 +368,7 @@ def test_trajectories_begin_from_encoded_prompts_and_turn_from_the_negative_one(
     parts = latent.parts(settings)
     context = jnp.asarray(np.stack([wanted[record["caption"]] for record in found]))
     noise = jnp.asarray(np.stack([record["trajectory"][0] for record in found]), jnp.float32)
-    params = checkpoint.load_params(settings.teacher, sampler.abstract("dit", parts.dit.config))
+    params = checkpoint.load_params(settings.teacher, parameters.abstract("dit", parts.dit.config))
     negative = jnp.broadcast_to(encoded(weights, [NEGATIVE]), context.shape)
     solve = functools.partial(teacher.ode_trajectory, parts.dit, params, noise, context, negative)
     path = np.asarray(jax.jit(lambda: solve(settings.guidance, 4, 5.0))())
@@ -423,7 +423,7 @@ def test_dropped_captions_are_the_negative_prompt(weights, prompt_folder, monkey
 
     def loss(captions, negative):
         sizes = latent.parts(settings).dit.config
-        params = {"dit": checkpoint.load_params(settings.init_from, sampler.abstract("dit", sizes))}
+        params = {"dit": checkpoint.load_params(settings.init_from, parameters.abstract("dit", sizes))}
         batch = {"latents": latents, "context": encoded(weights, captions)}
         state = student.init(settings, params)
         return float(update(state, {"negative": {"context": negative}}, batch, 0)[1]["loss"])

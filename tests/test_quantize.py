@@ -15,7 +15,7 @@ import qwix
 import tiny
 
 import sample
-from rfjax import cache, config, dit, flow, parity, quantize, rollout, sampler, teacher
+from rfjax import cache, config, dit, flow, parameters, parity, quantize, rollout, sampler, teacher
 from rfjax.bench import __main__ as bench
 from rfjax.bench import eight_bits
 from rfjax.dit import KV
@@ -249,7 +249,7 @@ def test_a_sampler_holds_what_its_mode_says():
     settings = config.load(str(ROOT / "configs/shapes.py"))
     model, full = sampler.load(settings, quantize="int8+kv8"), sampler.load(settings)
     assert model.rollout.int8_cache and not full.rollout.int8_cache
-    shapes = sampler.abstract("dit", model.dit.config)
+    shapes = parameters.abstract("dit", model.dit.config)
     jax.tree.map(lambda x, like: np.testing.assert_(x.shape == like.shape), model.params["dit"], shapes)
     layers, was = (bytes_of(m.params["dit"]["blocks"]) for m in (model, full))
     assert layers < 0.27 * was

@@ -24,8 +24,8 @@ from rfjax import (
     flow,
     lora,
     losses,
+    parameters,
     rollout,
-    sampler,
     score,
     shapes,
     sharding,
@@ -412,7 +412,7 @@ def test_a_draw_is_what_is_rolled_out(folder, monkeypatch, rolling):
     settings = settings_of("distill", folder, scored_blocks=2)
     parts, params = (
         latent.parts(settings),
-        random_params(sampler.abstract("dit", latent.parts(settings).dit.config), 0),
+        random_params(parameters.abstract("dit", latent.parts(settings).dit.config), 0),
     )
     monkeypatch.setattr(jax.lax, "cond", lambda which, yes, no: yes() if which else no())
     drawn = distill.Draw(rolling, 1, 3)
@@ -599,7 +599,7 @@ def test_latent_records_are_the_world_through_the_vae(folder):
 def test_ode_records_are_the_points_of_the_trajectory_at_the_few_step_levels(folder):
     settings = settings_of("ode", folder)
     parts = latent.parts(settings)
-    params = checkpoint.load_params(settings.teacher, sampler.abstract("dit", parts.dit.config))
+    params = checkpoint.load_params(settings.teacher, parameters.abstract("dit", parts.dit.config))
     found = records(folder / "ode" / "00000.arrayrecord")
     context = jnp.asarray(parts.encoder.encode([record["caption"] for record in found[:2]]))
     noise = jnp.asarray(np.stack([record["trajectory"][0] for record in found[:2]]), jnp.float32)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rfjax import attention, axes, config, dit, flash, placement, rollout, sampler
+from rfjax import attention, axes, config, dit, flash, parameters, placement, rollout, sampler
 from rfjax.bench import formula
 from rfjax.errors import UserError
 from rfjax.preflight import __main__ as command
@@ -62,7 +62,7 @@ def test_the_attention_kernel_counts_its_products():
 def wide():
     """A rollout model wide enough that its products are nearly all that it does, as shapes; layers one after another."""
     sizes = dit.DiTConfig(512, 2048, 4, 2, 64, 16, freq_dim=64, unroll=True)
-    params, text = sampler.abstract("dit", sizes), jax.ShapeDtypeStruct((2, 4, 16, 4, 128), jnp.float32)
+    params, text = parameters.abstract("dit", sizes), jax.ShapeDtypeStruct((2, 4, 16, 4, 128), jnp.float32)
     return rollout.Model(dit.DiT(sizes), params, dit.KV(text, text), rollout.RolloutConfig())
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from safetensors.numpy import load_file
 
-from rfjax import sampler
+from rfjax import parameters, sampler
 from rfjax import vae as vae_module
 from rfjax.conv import causal_conv, with_past
 from rfjax.convert import WAN_LATENT_STATISTICS, from_torch
@@ -127,7 +127,7 @@ def test_large_frames_in_bfloat16_leave_a_state_like_the_one_before(official, mo
     monkeypatch.setattr(vae_module, "LARGE", 0)
     network = VAE(dataclasses.replace(official[0].config, dtype="bfloat16"))
     params, latents = (
-        sampler.abstract("vae", network.config),
+        parameters.abstract("vae", network.config),
         jax.ShapeDtypeStruct((1, 3, 2, 2, 4), jnp.float32),
     )
     decode = functools.partial(sampler.decode_block.__wrapped__, network)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rfjax import attention, compilation, config, placement, preflight, quantize, sampler
+from rfjax import attention, compilation, config, parameters, placement, preflight, quantize, sampler
 from rfjax.bench import parts
 from rfjax.errors import Parser, UserError
 from rfjax.files import check_writable
@@ -126,7 +126,7 @@ def load(args: argparse.Namespace, settings: ConfigDict) -> sampler.Sampler:
 
 def check_reader(sizes: UMT5Config) -> None:
     """UserError where UMT5's parameters and what making them takes do not fit into the host's memory."""
-    leaves = jax.tree.leaves(parts.reader_shapes(sizes))
+    leaves = jax.tree.leaves(parameters.as_filed("umt5", sizes))
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) + 8 * max(leaf.size for leaf in leaves)
     there = preflight.capacity(compilation.host())
     if needed > there:

@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import axes, collectives, compilation, placement, quantize, rollout, sampler, stream, umt5
+from rfjax import (
+    axes,
+    collectives,
+    compilation,
+    parameters,
+    placement,
+    quantize,
+    rollout,
+    sampler,
+    stream,
+    umt5,
+)
 from rfjax.bench import formula, timing
 from rfjax.preflight.flops import flops
 from rfjax.prompts import PromptEncoder
@@ -84,7 +95,7 @@ def text(
     if isinstance(model.encoder, PromptEncoder):
         return functools.partial(model.encoder.reader(host), captions)
     with jax.default_device(host):
-        params = sampler.stand_in(reader_shapes(reader))
+        params = parameters.stand_in(parameters.as_filed("umt5", reader))
         ids = jnp.arange(model.encoder.text_len)[None] % reader.vocab_size
         mask = jnp.ones(ids.shape, bool)
     run = jax.jit(functools.partial(umt5.prompt_features, umt5.UMT5(reader)))
@@ -94,12 +105,6 @@ def text(
             return [run(params, ids, mask) for _ in captions]
 
     return read
-
-
-def reader_shapes(reader: umt5.UMT5Config) -> dict[str, Any]:
-    """UMT5's parameters as shapes."""
-    shapes = jax.eval_shape(functools.partial(umt5.init, reader), jax.random.key(0))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, reader.dtype), shapes)
 
 
 def text_kv(model: sampler.Sampler, captions: list[str]) -> Callable[[], Any]:

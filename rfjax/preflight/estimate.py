@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rfjax import attention, axes, config, dit, rollout, sampler
+from rfjax import attention, axes, config, dit, parameters, rollout, sampler
 from rfjax.errors import UserError
 from rfjax.tiny_vae import TinyDecoder, TinyVAEConfig
 from rfjax.vae import VAE, VAEConfig
@@ -69,11 +69,11 @@ class _Plan(NamedTuple):
 
     @property
     def need(self) -> Need:
-        parameters = _bytes([sampler.abstract("dit", self.network), _streaming(self.decoder)[0]])
+        weights = _bytes([parameters.abstract("dit", self.network), _streaming(self.decoder)[0]])
         window, (past, busy) = _window(self), _decoder(self)
         if self.platform != "cpu":
             busy = max(0, busy - window)
-        return Need(parameters, _cache(self), window, past + busy)
+        return Need(weights, _cache(self), window, past + busy)
 
     def number(self, part: dit.DiTConfig | Decoder) -> int:
         """Bytes of a number that a part computes with."""
@@ -105,7 +105,7 @@ def _width(part: dit.DiTConfig | Decoder) -> int:
 def _streaming(c: Decoder) -> tuple[dict[str, Any], int]:
     """A decoder's abstract parameters, and the bytes that it keeps of its past for each latent pixel."""
     vae, latents = isinstance(c, VAEConfig), jnp.zeros((1, 1, 1, 1, c.z_dim))
-    module, params = VAE(c) if vae else TinyDecoder(c), sampler.abstract("vae" if vae else "tiny", c)
+    module, params = VAE(c) if vae else TinyDecoder(c), parameters.abstract("vae" if vae else "tiny", c)
     decode = functools.partial(module.apply, method="decode_normalised")
     return params, _bytes(jax.eval_shape(lambda params: decode({"params": params}, latents)[1], params))
 
@@ -119,7 +119,7 @@ def _cache(p: _Plan) -> int:
 
 def _window(p: _Plan) -> int:
     """Peak of `stream.stream_step` besides its arguments: the denoising or the clean call, whichever needs more."""
-    c, roll, params, number = p.network, p.roll, sampler.abstract("dit", p.network), p.number(p.network)
+    c, roll, params, number = p.network, p.roll, parameters.abstract("dit", p.network), p.number(p.network)
     block = roll.block_frames * prod(p.grid)  # tokens
     blocks = roll.num_steps if p.method == "rolling" else 1  # of the window
     window, past = blocks * block, (roll.span_blocks - 1) * block

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rfjax import axes, dit, rollout, sampler, sharding
+from rfjax import axes, dit, parameters, rollout, sampler, sharding
 from rfjax.config import build
 from rfjax.errors import UserError
 from rfjax.placement import Placement
@@ -70,7 +70,7 @@ def sampling(config: ConfigDict, where: Placement, count: int, method: str) -> d
     """The step of a stream of `count` clips, its steady part alone, and the decoding of one of its blocks."""
     video, network, codec, roll = sampler.sections(config)
     frame_shape = roll.block_frames, *sampler.latent_size(video, codec, network)
-    net, params = dit.DiT(network), sampler.abstract("dit", network)
+    net, params = dit.DiT(network), parameters.abstract("dit", network)
     context = jax.ShapeDtypeStruct((count, network.text_len, network.text_dim), jnp.float32)
     read = functools.partial(net.apply, method="text_kv")
     text_kv = jax.eval_shape(lambda params, context: read({"params": params}, context), params, context)
@@ -127,7 +127,7 @@ def _steady(model, keys, num_blocks, state, method):
 
 def _decoding(decoder, name: str, sizes, shape: tuple[int, ...], mesh: Mesh) -> Program:
     """The decoding of a block of latents [B, f, h, w, C] that is not the first; its past lies there while it runs."""
-    weights, block = sampler.abstract(name, sizes), jax.ShapeDtypeStruct(shape, jnp.float32)
+    weights, block = parameters.abstract(name, sizes), jax.ShapeDtypeStruct(shape, jnp.float32)
     _, past = jax.eval_shape(functools.partial(sampler.decode_block, decoder), weights, block, None)
     with jax.set_mesh(mesh):
         weights, (block, past) = _split(weights, mesh), _split((block, past), mesh, "batch")

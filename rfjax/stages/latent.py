@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfjax import checkpoint, config, sampler, shapes, text
+from rfjax import checkpoint, config, parameters, sampler, shapes, text
 from rfjax import data as pipelines
 from rfjax.dit import DiT, DiTConfig
 from rfjax.errors import UserError
@@ -198,7 +198,7 @@ def _numbers(batch):
 
 def _vae(settings):
     sizes = config.build(VAEConfig, settings, "vae")
-    return VAE(sizes), checkpoint.load_params(settings.vae_weights, sampler.abstract("vae", sizes))
+    return VAE(sizes), checkpoint.load_params(settings.vae_weights, parameters.abstract("vae", sizes))
 
 
 def video_encoder(settings):
@@ -229,7 +229,7 @@ def temporal_stride(settings) -> int:
 def codec(settings) -> Source:
     """The parameters in settings.vae_weights."""
     return Source(
-        functools.partial(sampler.initial, "vae", config.build(VAEConfig, settings, "vae")),
+        functools.partial(parameters.initial, "vae", config.build(VAEConfig, settings, "vae")),
         settings.vae_weights,
     )
 

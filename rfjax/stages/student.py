@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from rfjax import config, lora, sampler
+from rfjax import config, lora, parameters
 from rfjax import state as train
 from rfjax.dit import DiTConfig
 from rfjax.errors import UserError
@@ -15,7 +15,7 @@ from rfjax.stages.sources import Source
 def transformer(sizes: DiTConfig, path: str, frozen: bool = False) -> Source:
     """A DiT's parameters: masters in float32 or, where they are frozen, in the dtype of the computation."""
     kept = sizes if frozen else dataclasses.replace(sizes, dtype="float32")
-    return Source(functools.partial(sampler.initial, "dit", kept), path)
+    return Source(functools.partial(parameters.initial, "dit", kept), path)
 
 
 def teacher_sizes(settings) -> DiTConfig:
@@ -30,7 +30,7 @@ def trained(settings) -> Source:
         return transformer(sizes, settings.init_from)
     if not settings.init_from:
         raise UserError("config.lora adapts what is there; give config.init_from.")
-    return Source(lambda key: lora.init(adapt, sampler.abstract("dit", sizes), key))
+    return Source(lambda key: lora.init(adapt, parameters.abstract("dit", sizes), key))
 
 
 def base(settings) -> dict[str, Source]:
