@@ -5,6 +5,7 @@
 #
 # Three parts of at most nine minutes each, the most telling first; all of them by default. Writes NAME.json, NAME.txt and long.png
 # to $OUT (default: h200, in the clone). A run that is cut off leaves what it has measured, and the others run all the same.
+# Whether cuDNN's numbers are plain products' is the tests' to say: pip install -e '.[test]' && python -m pytest tests/test_attention.py
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [[ "$*" =~ ^[1-3\ ]*$ ]] || { echo "usage: benchmarks/h200.sh [1] [2] [3]" >&2; exit 2; }
@@ -25,17 +26,18 @@ bench() { # NAME SECONDS FLAGS…: one run, of at most so many seconds
 for part; do
     case $part in
     1) # the stream and each program alone: exact, with the tiny decoder, and that in the 8 bits of which most is hoped
-        bench exact 250 --blocks 20 --parts stream,step,decode,window,clean,text_kv
-        bench tiny 120 --decoder tiny --blocks 30 --parts stream,step,decode
-        bench fp8 150 --decoder tiny --quantize fp8 --blocks 20 --parts stream,step
+        bench exact 250 --blocks 20 --seconds 60 --parts stream,step,decode,window,clean,text_kv
+        bench tiny 120 --decoder tiny --blocks 30 --seconds 40 --parts stream,step,decode
+        bench fp8 150 --decoder tiny --quantize fp8 --blocks 20 --seconds 40 --parts stream,step,decode
         ;;
-    2) # the other modes of 8 bits; the first frame, with nothing compiled and with all of it kept
-        bench int8 140 --decoder tiny --quantize int8 --blocks 20 --parts stream,step
-        bench fp8-kv8 140 --decoder tiny --quantize fp8+kv8 --blocks 20 --parts stream,step
-        bench first 240 --parts first
+    2) # plain products in place of cuDNN's attention, the other modes of 8 bits, and the first frame
+        bench xla 100 --attention xla --blocks 6 --seconds 30 --parts stream,step
+        bench int8 110 --decoder tiny --quantize int8 --blocks 20 --seconds 40 --parts stream,step,decode
+        bench fp8-kv8 110 --decoder tiny --quantize fp8+kv8 --blocks 20 --seconds 40 --parts stream,step,decode
+        bench first 200 --parts first
         ;;
     3) # five minutes of video, or as much of it as five minutes are enough for
-        bench long 500 --decoder tiny --quantize fp8 --frames 4800 --seconds 300 --parts stream --plot "$out/long.png"
+        bench long 500 --decoder tiny --quantize fp8 --frames 4800 --seconds 300 --parts stream,step,decode --plot "$out/long.png"
         ;;
     esac
 done

@@ -34,7 +34,7 @@ def check(backend: str, dtype: str, head_dim: int) -> None:
     if here not in BACKENDS[backend]:
         there = ", ".join(name for name, platforms in BACKENDS.items() if here in platforms)
         raise UserError(f"There is no {backend} attention on {here.upper()}; --attention takes {there}.")
-    if backend == "cudnn" and not has_flash("gpu", dtype, head_dim):
+    if backend == "cudnn" and not _suits_cudnn(dtype, head_dim):
         raise UserError(
             f"cuDNN's attention takes bfloat16 or float16 and heads of a multiple of 8, at most 128, not {dtype} and {head_dim}; "
             "set config.dit.dtype = 'bfloat16', or give --attention xla."
@@ -53,10 +53,8 @@ def attend(
     backend: one of BACKENDS that `check` lets pass. cuDNN's serves where all queries see the same; elsewhere plain products do.
     """
     q = q * q.shape[-1] ** -0.5
-    here = axes.platform()
-    if backend == "auto" and here == "gpu" and has_flash(here, q.dtype, q.shape[-1]) and _from_ampere():
-        backend = "cudnn"
-    if backend == "splash" or (backend == "auto" and here == "tpu"):
+    backend = chosen(backend, axes.platform(), q.dtype, q.shape[-1])
+    if backend == "splash":
         return _per_device(flash.flash, q, k, v, mask)
     if isinstance(mask, FrameMask):
         mask = mask.frames
@@ -65,16 +63,30 @@ def attend(
     return _chunked(q, k, v, mask)
 
 
-def has_flash(platform: str, dtype, head_dim: int) -> bool:
-    """Whether a platform has a flash kernel for heads of this dtype and size, whose scores never lie in memory."""
-    suits_cudnn = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
-    return platform == "tpu" or (platform == "gpu" and suits_cudnn)
+def chosen(backend: str, platform: str, dtype, head_dim: int) -> str:
+    """The backend that works on a platform where `backend` is asked for: what "auto" stands for, for heads of this dtype and size.
+
+    All but "xla" are flash kernels, whose scores never lie in memory.
+    """
+    if backend != "auto":
+        return backend
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform == "gpu" and _suits_cudnn(dtype, head_dim) and _from_ampere() else "xla"
+
+
+def _suits_cudnn(dtype, head_dim: int) -> bool:
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
 
 
 def _from_ampere() -> bool:
-    """Whether the GPU is one for cuDNN's flash attention: NVIDIA's from compute capability 8.0 on. AMD's have names there."""
-    major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]
-    return major.isdigit() and int(major) >= 8
+    """Whether the GPU is one for cuDNN's flash attention: NVIDIA's from compute capability 8.0 on. AMD's have names there.
+
+    One that is not here, of which only the memory is asked, is taken to be.
+    """
+    device = jax.devices()[0]
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return device.platform != "gpu" or (major.isdigit() and int(major) >= 8)
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

@@ -51,6 +51,11 @@ def configured(settings: ConfigDict, name: str) -> ConfigDict:
     return settings
 
 
+def named(mode: Mode) -> str | None:
+    """The name of a mode; None of the one that quantises nothing."""
+    return next((name for name, other in MODES.items() if other == mode), None)
+
+
 def check(mode: Mode, device: jax.Device | None = None) -> None:
     """Whether a mode can run on a device, by default the first.
 
@@ -61,9 +66,9 @@ def check(mode: Mode, device: jax.Device | None = None) -> None:
         return
     device = jax.devices()[0] if device is None else device
     if mode.linear_dtype == FP8 and not _multiplies_fp8(device):
-        instead = next(name for name, other in MODES.items() if other == mode._replace(linear_dtype=INT8))
         raise UserError(
-            f"{device.device_kind} has no products in fp8; set config.dit.linear_dtype = 'int8', or give --quantize {instead}."
+            f"{device.device_kind} has no products in fp8; set config.dit.linear_dtype = 'int8', or give --quantize "
+            f"{named(mode._replace(linear_dtype=INT8))}."
         )
     _qwix()
 

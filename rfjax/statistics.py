@@ -39,14 +39,18 @@ def bootstrap_means(scores, resamples, seed):
     """Means of M methods under resampling: scores [M, seeds, prompts] → [resamples, M].
 
     Training seeds and prompts are drawn with replacement, each by itself and the same for all methods (paired): a prompt that is
-    hard is so for every method and seed, and a seed that trained badly shows in every prompt (Owen and Eckles 2012).
+    hard is so for every method and seed, and a seed that trained badly shows in every prompt (Owen and Eckles 2012). Of n there are
+    n - 1 draws, so that the variance is not too small where n is (Rao and Wu 1988); what there is one of always counts.
     """
     scores = np.asarray(scores, np.float64)
     _, seeds, prompts = scores.shape
     rng = np.random.default_rng(seed)
-    times_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    times_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
-    return np.einsum("rs,msp,rp->rm", times_seed, scores, times_prompt, optimize=True)
+
+    def shares(n):
+        draws = max(1, n - 1)
+        return rng.multinomial(draws, np.full(n, 1 / n), resamples) / draws
+
+    return np.einsum("rs,msp,rp->rm", shares(seeds), scores, shares(prompts), optimize=True)
 
 
 def bootstrap_ratio(scores, others, resamples=10_000, seed=0):

@@ -127,7 +127,7 @@ def test_a_gpu_takes_cudnn_where_it_can(monkeypatch):
     monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: asked.append((q.shape, mask)) or q)
     chips = {"7.5": False, "8.0": True, "gfx90a": False, "12.0": True}
     for capability, flash in chips.items():
-        chip = types.SimpleNamespace(compute_capability=capability)
+        chip = types.SimpleNamespace(platform="gpu", compute_capability=capability)
         monkeypatch.setattr(attention.jax, "devices", lambda chip=chip: [chip])
         assert attention._from_ampere() == flash
     half, full = (jnp.asarray(tiny.normal(0, 1, 3, 2, 8), dtype) for dtype in (jnp.bfloat16, jnp.float32))

@@ -264,7 +264,7 @@ def test_random_weights_have_the_config_s_shapes_and_keep_the_variance():
 
 
 def test_a_fresh_process_finds_what_another_compiled():
-    found = first.apart(["--config", TINY, "--decoder", "none"])
+    found = dict(first.apart(["--config", TINY, "--decoder", "none"]))
     assert found["cold"]["compiled"] > 0 and found["cold"]["loaded"] == 0
     assert found["cached"]["compiled"] == 0 and found["cached"]["loaded"] > 0
     for times in found.values():
@@ -275,7 +275,9 @@ def test_a_fresh_process_finds_what_another_compiled():
 @pytest.mark.parametrize("decoder", ["wan", "none"])
 def test_a_first_frame_of_a_warm_process_compiles_nothing(tmp_path, monkeypatch, decoder):
     """Also where nothing else was measured before it, and after a stream, of which blocks are under way."""
-    monkeypatch.setattr(first, "apart", lambda argv: {"cold": {}, "cached": {}})
+    monkeypatch.setattr(
+        first, "apart", lambda argv: [(name, {"total_s": 1.0}) for name in ("cold", "cached")]
+    )
     monkeypatch.setattr(bench.report, "show", lambda told: None)
     file = tmp_path / "run.json"
     for names in ("first", "first,stream"):
@@ -287,7 +289,7 @@ def test_a_first_frame_of_a_warm_process_compiles_nothing(tmp_path, monkeypatch,
 
 def test_a_fresh_process_s_mistake_is_told():
     with pytest.raises(flags.UserError, match="is no size that this network makes"):
-        first.apart(["--config", TINY, "--size", "17x16"])
+        dict(first.apart(["--config", TINY, "--size", "17x16"]))
 
 
 def test_two_runs_side_by_side(told, tmp_path, capsys):
@@ -376,6 +378,13 @@ def test_the_config_names_the_method_unless_the_command_does():
     for more, method in ([], "self_forcing"), (["--method", "rolling"], "rolling"):
         args, settings = flags.parse([*words, *more], None)
         assert bench.conditions(args, settings)["method"] == method
+
+
+def test_the_stamp_tells_what_ran_and_not_what_was_asked():
+    args, settings = flags.parse(["--config", TINY, "--quantize", "int8+kv8"], None)
+    args.quantize = None  # as of a config that says so itself
+    told = bench.conditions(args, settings)
+    assert (told["quantize"], told["attention"]) == ("int8+kv8", "xla")
 
 
 def test_the_table_of_8_bits_wants_a_config_in_full_width(tmp_path, capsys):

@@ -279,6 +279,8 @@ def test_videos_are_measured(tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (tmp_path / "out" / "report.md").read_text() in capsys.readouterr().out
     assert len(found["same.mp4"]["flow"]) == 11
+    shown = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))
+    assert shown.shape[1] > 12 * 128 and shown.std() > 10
     ratio = {
         (name[:4], measure): np.mean(values[-5:]) / np.mean(values[:5])
         for name, row in found.items()
@@ -309,7 +311,7 @@ def test_flicker_is_not_a_fade(tmp_path):
     still[::2] += 6
     for name, video in (("fade", fade), ("flicker", still)):
         write(tmp_path / f"{name}.mp4", video.astype(np.uint8))
-    fade, flicker = (videos.measure(tmp_path / f"{name}.mp4")["flicker"] for name in ("fade", "flicker"))
+    fade, flicker = (videos.measure(tmp_path / f"{name}.mp4")[0]["flicker"] for name in ("fade", "flicker"))
     assert fade.max() < 1 and flicker.min() > 4
 
 

@@ -28,9 +28,9 @@ def test_error_of_crossed_effects():
 
 
 def test_resampled_means_have_the_variance_of_crossed_effects():
-    """Of an additive table, the mean's variance is var(seeds) / S + var(prompts) / P, exactly."""
+    """Of an additive table, the mean's variance is var(seeds) / S + var(prompts) / P, with the unbiased variances."""
     means = bootstrap_means(SCORES[None], 40_000, 0)[:, 0]
-    wanted = SEED_EFFECT.var() / 4 + PROMPT_EFFECT.var() / 40
+    wanted = SEED_EFFECT.var(ddof=1) / 4 + PROMPT_EFFECT.var(ddof=1) / 40
     assert means.mean() == pytest.approx(SCORES.mean(), abs=0.02)
     assert means.var() == pytest.approx(wanted, rel=0.03)
 

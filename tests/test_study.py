@@ -487,7 +487,7 @@ def test_a_row_stands_beside_those_of_a_study_elsewhere(place, monkeypatch, caps
         "elsewhere",
     )
     said = capsys.readouterr().out
-    assert "| Self Forcing as published \\* |" in said and "| ODE initialisation only |" in said
+    assert "| Self Forcing as published \\* |" in said and "| ODE initialisation only ¹ |" in said
     assert "3 of 3 judged" in said and r"\* judged elsewhere" in said
     here, whole = (json.loads(Path(folder, "study.json").read_text()) for folder in ("here", "whole"))
     assert list(here) == list(whole)

@@ -6,7 +6,7 @@
     python -m rfjax.bench quantize --golden tests/golden
 
 Without --weights the numbers in the network are random, which takes no download and the same time. A field of the config is
-changed by `--config.rollout.span_blocks=9`. docs/latency.md says what each figure is.
+changed by `--config.rollout.shift=3.0`. docs/latency.md says what each figure is.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rfjax import compilation, config, placement, sampler
+from rfjax import attention, axes, compilation, config, placement, quantize, sampler
 from rfjax.bench import compare, eight_bits, first, flags, parts, report, roofline, stamp, stream
 from rfjax.errors import exit_cleanly
 from rfjax.files import replacing
@@ -35,7 +35,11 @@ def measure(
     """
     with config.read_by("bench", settings):
         decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
-    frames = first.apart(argv) if "first" in args.parts else {}  # before this process takes the device
+    frames = {}
+    if "first" in args.parts:  # before this process takes the device
+        for name, figures in first.apart(argv):
+            frames[name] = figures
+            print(f"first frame, {report.FIRST[name]}: {figures['total_s']:.1f} s", flush=True)
     compilation.keep_programs(args.compile_cache)
     model = flags.load(args, settings)
     told = {"schema": compare.SCHEMA, "version": compare.VERSION} | stamp.stamp(argv)
@@ -63,7 +67,8 @@ def measure(
 
 
 def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]:
-    """What was asked for, the flags' effect included."""
+    """What was asked for and what it comes to here, the flags' effect included."""
+    _, network, _, roll = sampler.sections(settings)
     decoder = args.decoder or {"vae": "wan"}.get(settings.get("decoder", "vae"), "tiny")
     return {
         "parts": list(args.parts),
@@ -74,30 +79,38 @@ def conditions(args: argparse.Namespace, settings: ConfigDict) -> dict[str, Any]
         "seconds": args.seconds,
         "method": args.method,
         "decoder": decoder,
-        "dtype": settings.dit.get("dtype", "float32"),
-        "quantize": args.quantize,
+        "dtype": network.dtype,
+        "quantize": quantize.named(quantize.Mode(network.linear_dtype, roll.int8_cache)),
         "devices": dataclasses.asdict(args.devices or placement.Devices()),
-        "attention": settings.dit.get("attention", "auto"),
+        "attention": attention.chosen(network.attention, axes.platform(), network.dtype, network.head_dim),
         "compile_cache": args.compile_cache,
     }
 
 
 def rates(told: dict[str, Any], frames: int) -> None:
     """Adds what follows from the times: frames_per_s where a part makes a block, of `frames` frames of all clips; flops_per_s where
-    operations are counted; and mfu, their share of the published peak of all devices that are used."""
+    operations are counted; and mfu, their share of the published peak of all devices that work on it."""
     peak, found, devices = told["hardware"]["peak_flops"], told["parts"], told["run"]["devices"]
-    peak = peak and peak * (devices["data"] * devices["context"] + devices["decoder"])
+    network, decoder = devices["data"] * devices["context"], devices["decoder"]
     for name in {"step", "decode"} & set(found):
         found[name]["frames_per_s"] = frames / found[name]["median_s"]
-    timed = [(figures, figures.get("flops"), figures["median_s"]) for figures in found.values()]
+    timed = [
+        (
+            figures,
+            figures.get("flops"),
+            figures["median_s"],
+            decoder or network if name == "decode" else network,
+        )
+        for name, figures in found.items()
+    ]
     needed = {"step"} | ({"decode"} if told["run"]["decoder"] != "none" else set())
     if "stream" in told and needed <= set(found):
         work = sum(found[name]["flops"] for name in needed)
-        timed.append((told["stream"], work, told["stream"]["block_latency"]["p50_s"]))
-    for figures, work, seconds in timed:
+        timed.append((told["stream"], work, told["stream"]["block_latency"]["p50_s"], network + decoder))
+    for figures, work, seconds, chips in timed:
         if work is not None:
             figures["flops_per_s"] = work / seconds
-            figures |= {"mfu": work / seconds / peak} if peak else {}
+            figures |= {"mfu": work / seconds / (chips * peak)} if peak else {}
 
 
 def save(args: argparse.Namespace, measured: str, told: dict[str, Any]) -> None:

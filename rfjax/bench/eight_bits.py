@@ -72,7 +72,7 @@ def golden_errors(golden: Golden, mode: quantize.Mode) -> tuple[float, float]:
 def midway(model: sampler.Sampler, captions: list[str]) -> rollout.RolloutState:
     """The state of a rolling stream whose ring has turned once, its newest block in the window."""
     blocks = 2 * model.rollout.span_blocks
-    stream = model.latents(captions, 0, (blocks + 1) * model.rollout.block_frames)
+    stream = model.latents(captions, 0, (blocks + 1) * model.rollout.block_frames, method="rolling")
     for _ in range(blocks):
         next(stream)
     noise = rollout.position_noise(sampler.clip_keys(0, len(captions)), model.frame_shape)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -18,13 +19,14 @@ from rfjax.bench import flags, stream
 from rfjax.errors import UserError, exit_cleanly
 
 
-def apart(argv: list[str]) -> dict[str, dict[str, float]]:
-    """{"cold", "cached"}: `figures` of a process that finds no compiled program, and of one that finds all of them kept.
+def apart(argv: list[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """The names cold and cached, with `figures` of a process that finds no compiled program and of one that finds all of them kept.
 
     Neither may run while this process holds the device. UserError where they fail, in their own words.
     """
     with tempfile.TemporaryDirectory() as kept:
-        return {name: _start([*argv, "--compile_cache", kept]) for name in ("cold", "cached")}
+        for name in ("cold", "cached"):
+            yield name, _start([*argv, "--compile_cache", kept])
 
 
 def _start(argv: list[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ def show(told: dict[str, Any]) -> None:
     )
     print(
         f"{hardware['devices']} × {hardware['device']} ({hardware['platform']}), {hardware['cpu']}, {hardware['cores']} cores; "
-        f"jax {versions['jax']}; commit {told['commit'][:12]}"
+        f"jax {versions['jax']}; commit {told['commit'][:12]}{'+' * told['commit'].endswith('+')}"
     )
     if "first_frame" in told:
         first_frame(told["first_frame"])

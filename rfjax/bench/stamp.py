@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def stamp(argv: list[str]) -> dict[str, Any]:
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
         }
+        | {name: metadata.version(name) for name in ("flax", "qwix") if util.find_spec(name)}
         | cudnn(),
         "hardware": hardware(),
     }

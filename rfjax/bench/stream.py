@@ -86,17 +86,22 @@ def measure(
 
 
 def memory_now() -> dict[str, int]:
-    """Bytes: of the arrays that are alive, of the process, and where the device tells it of its memory."""
+    """Bytes: of the arrays that are alive, of the process, and where devices tell it of the fullest one's memory."""
     found = {"live": sum(array.nbytes for array in jax.live_arrays()), "process": _process()}
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return found | ({"device": stats["bytes_in_use"]} if "bytes_in_use" in stats else {})
+    return found | _device("bytes_in_use")
 
 
 def memory_peak() -> dict[str, int]:
-    """The most bytes so far: of the process, and where the device tells it of its memory."""
+    """The most bytes so far: of the process, and where devices tell it of the fullest one's memory."""
     found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT}
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return found | ({"device": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})
+    return found | _device("peak_bytes_in_use")
+
+
+def _device(which: str) -> dict[str, int]:
+    """{"device": bytes} of the fullest of this process's devices; empty where they do not tell."""
+    told = [(device.memory_stats() or {}).get(which) for device in jax.local_devices()]
+    known = [size for size in told if size is not None]
+    return {"device": max(known)} if known else {}
 
 
 def _process() -> int:

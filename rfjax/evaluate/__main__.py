@@ -27,6 +27,7 @@ from rfjax.score import WINDOW
 from rfjax.stream import method_of
 
 ROOT = Path(__file__).parents[2]
+CAPTIONS = 64  # of the small world's held-out ones
 
 
 def parse(argv):
@@ -38,7 +39,13 @@ def parse(argv):
     )
     what.add_argument("--videos", metavar="DIR", help="measure the mp4 files of a folder instead")
     add("--damage", action="store_true", help="with --ground_truth: also clips damaged on purpose")
-    add("--prompts", type=int, default=64, metavar="N", help="held-out captions (default %(default)s)")
+    add(
+        "--prompts",
+        type=captions,
+        default=CAPTIONS,
+        metavar="N",
+        help="held-out captions, the first N; held_out: the first %(default)s, as by default",
+    )
     add("--seconds", type=float, default=10.0, help="length of the clips (default %(default)g)")
     add("--given", choices=("picture", "video"), help="what the clips go on from (default nothing)")
     add(
@@ -63,6 +70,11 @@ def parse(argv):
         help="folder for report.md, report.json, pictures, and what is needed to go on",
     )
     return parser.parse_args(argv)
+
+
+def captions(word):
+    """How many held-out captions a word asks for."""
+    return CAPTIONS if word == "held_out" else int(word)
 
 
 def check(args):
@@ -107,7 +119,10 @@ def of_model(args):
         methods = {name: generate.judged(model, scenes, name, task, place) for name in names}
         if args.out:
             sheets(methods, scenes, task, place)
-    return told(methods, f"{report.compared(methods)}\n\n" if len(methods) > 1 else "")
+    if len(methods) == 1:
+        return told(methods)
+    text, figures, lines = told(methods, f"{report.compared(methods)}\n\n")
+    return text, figures | {"ratios": report.ratios(methods)}, lines
 
 
 def told(methods, before=""):
@@ -119,7 +134,7 @@ def told(methods, before=""):
 
 def sheets(methods, scenes, task, place):
     """A contact sheet for each of the first captions: one row a method."""
-    times = np.linspace(0, task.seconds, generate.COLUMNS)
+    times = np.linspace(0, task.seconds, draw.COLUMNS)
     for index, scene in enumerate(scenes[: generate.SHOWN]):
         strips = {name: Image.open(generate.strip(place / "batches", name, index)) for name in methods}
         draw.sheet(strips, times, shapes.caption(scene), place / f"sheet_{index}.png")
@@ -148,8 +163,12 @@ def of_videos(args):
     files = videos.files(args.videos)
     if args.out:
         keep.claim(Path(args.out), {"videos": os.path.abspath(args.videos)})
-    found = {path.name: videos.measure(path) for path in tqdm(files, unit=" video")}
-    length = min(len(next(iter(one.values()))) for one in found.values())
+    measured = {path.name: videos.measure(path) for path in tqdm(files, unit=" video")}
+    found, looks = ({name: pair[part] for name, pair in measured.items()} for part in (0, 1))
+    length = min(map(len, looks.values()))
+    if args.out:
+        strips = {name: draw.strip(some[:length]) for name, some in looks.items()}
+        draw.sheet(strips, draw.spread(length), "how seconds of each begin", Path(args.out) / "sheet.png")
     series = {
         f"{name} ({unit})": [one[name] for one in found.values()] for name, unit in videos.UNITS.items()
     }

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rfjax.files import replacing
 from rfjax.statistics import mean_error
 
+COLUMNS = 12  # moments on a contact sheet
 LABEL, GAP, WIDE = 18, 4, 110  # pixels: a line of text, between frames, least for the names of the rows
 
 
@@ -75,22 +76,32 @@ def curves(groups, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=120)
 
 
+def spread(length: int) -> np.ndarray:
+    """The frames of so many that a contact sheet shows, evenly spread over time."""
+    return np.linspace(0, length - 1, COLUMNS).round().astype(int)
+
+
+def strip(frames) -> Image.Image:
+    """Frames uint8 [F, H, W, 3] → what a contact sheet shows of them, side by side: a picture [H, COLUMNS · W]."""
+    return Image.fromarray(np.concatenate([frames[index] for index in spread(len(frames))], 1))
+
+
 def sheet(strips, times, title: str, path: Path) -> None:
     """A contact sheet: {name of a row: picture of frames side by side}, the times of its columns in seconds."""
-    height = next(iter(strips.values())).height
-    step, font = height + GAP, ImageFont.load_default(12)
+    one = next(iter(strips.values()))
+    wide, high, font = one.width // len(times), one.height, ImageFont.load_default(12)
     left = max(WIDE, *(math.ceil(font.getlength(name)) + 2 * GAP for name in strips))
-    width = left + len(times) * step
-    whole = Image.new("RGB", (width, 2 * LABEL + len(strips) * step + GAP), "white")
+    size = left + len(times) * (wide + GAP), 2 * LABEL + len(strips) * (high + GAP) + GAP
+    whole = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(whole)
     draw.text((GAP, 2), title, fill="black", font=font)
     for column, time in enumerate(times):
-        draw.text((left + column * step, LABEL + 2), f"{round(time, 1):g} s", fill="black", font=font)
+        draw.text((left + column * (wide + GAP), LABEL + 2), f"{round(time, 1):g} s", fill="black", font=font)
     for row, (name, picture) in enumerate(strips.items()):
-        y = 2 * LABEL + row * step
-        draw.text((GAP, y + height // 2 - 7), name, fill="black", font=font)
+        y = 2 * LABEL + row * (high + GAP)
+        draw.text((GAP, y + high // 2 - 7), name, fill="black", font=font)
         for column in range(len(times)):
-            cell = picture.crop((column * height, 0, (column + 1) * height, height))
-            whole.paste(cell, (left + column * step, y))
+            cell = picture.crop((column * wide, 0, (column + 1) * wide, high))
+            whole.paste(cell, (left + column * (wide + GAP), y))
     with replacing(path) as partial:
         whole.save(partial, "png")

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from rfjax import drift, sampler, shapes
-from rfjax.evaluate import keep
+from rfjax.evaluate import draw, keep
 from rfjax.files import replacing
 from rfjax.score import score
 
-SHOWN, COLUMNS = 4, 12  # clips whose frames are kept for the contact sheets, and how many of each
+SHOWN = 4  # clips whose frames are kept for the contact sheets
 
 
 class Task(NamedTuple):
@@ -87,11 +86,10 @@ def beginnings(model, scenes, given):
 
 
 def strip(batches: Path, method: str, index: int) -> Path:
-    """Where frames of a clip, evenly spread over time, lie side by side: a picture [H, COLUMNS · W]."""
+    """Where frames of a clip, evenly spread over time, lie side by side, see `draw.strip`."""
     return batches / f"{method}_{index:05d}.png"
 
 
 def _keep_strip(video, path):
-    shown = video[np.linspace(0, len(video) - 1, COLUMNS).round().astype(int)]
     with replacing(path) as partial:
-        Image.fromarray(np.concatenate(list(shown), 1)).save(partial, "png")
+        draw.strip(video).save(partial, "png")

@@ -16,9 +16,15 @@ def tables(scores):
 
 
 def curves(scores):
-    """{title: [clips, S]}: what is drawn over time; clips are cut to the shortest."""
+    """{title: [clips, S]}: what is drawn over time; clips are cut to the shortest, NaN where a caption does not say."""
     length = min(len(clip["level"]["speed"]) for clip in scores)
-    named = {}
+    unnamed = np.full(length, np.nan)
+    named = {
+        f"right {name}, %": 100
+        * np.array([clip["seconds"].get(name, unnamed)[:length] for clip in scores], float)
+        for name in ATTRIBUTES
+        if any(name in clip["seconds"] for clip in scores)
+    }
     for kind, units, word in (("level", LEVELS, ""), ("drift", DRIFTS, "drift of the ")):
         for name, unit in units.items():
             title = f"{word}{name.replace('_', ' ')}{f', {unit}' * bool(unit)}"
@@ -53,16 +59,25 @@ def score_table(scores):
 
 def compared(methods):
     """The drift scores of several methods, {name: scores}, in one table, and each one's ratio to the last, paired by clips."""
-    drifts = {name: [[clip["change"]["score"] for clip in scores]] for name, scores in methods.items()}
+    drifts = {name: [clip["change"]["score"] for clip in scores] for name, scores in methods.items()}
     last = list(drifts)[-1]
     lines = [f"| drift score | mean ± standard error over clips | ratio to {last} (95 %) |", "|---|---|---|"]
+    found = ratios(methods)
     for name, values in drifts.items():
         ratio = "1" if name == last else "–"
-        if name != last and np.mean(drifts[last]) > 0:
-            value, low, high, _ = bootstrap_ratio(values, drifts[last])
-            ratio = f"{value:.2f} ({low:.2f} … {high:.2f})"
-        lines.append(f"| {name} | {_with_error(*mean_error(values[0]), '.3f')} | {ratio} |")
+        if name in found:
+            ratio = "{value:.2f} ({low:.2f} … {high:.2f})".format(**found[name])
+        lines.append(f"| {name} | {_with_error(*mean_error(values), '.3f')} | {ratio} |")
     return "\n".join(lines)
+
+
+def ratios(methods):
+    """{method: its mean drift score by the last method's, with its 95 % interval}, paired by clips; none to a drift of 0."""
+    *names, last = methods
+    drifts = {name: [[clip["change"]["score"] for clip in scores]] for name, scores in methods.items()}
+    if not np.mean(drifts[last]) > 0:
+        return {}
+    return {name: bootstrap_ratio(drifts[name], drifts[last])._asdict() | {"to": last} for name in names}
 
 
 def _right_table(scores):

@@ -108,14 +108,25 @@ def unexpected(rows):
 
 
 def matrix_table(rows):
-    """The matrix as Markdown: ↓ where the damage must change the measure, ! where one of them is wrong."""
+    """The matrix as Markdown: ↓ where the damage must lower the measure, (↓) where it may and did, ! where one of them is wrong."""
     measures, wrong = (*damage.MEASURES, "drift score"), unexpected(rows)
     lines = [f"| | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
     for name, row in rows.items():
-        must = damage.FALLS.get(name, ())
-        cells = [f"{row[key]:.2f}{' ↓' * (key in must)}{' !' * ((name, key) in wrong)}" for key in measures]
+        marks = [_mark(name, key, rows["rendered"][key] - row[key]) for key in measures]
+        cells = [
+            f"{row[key]:.2f}{mark}{' !' * ((name, key) in wrong)}"
+            for key, mark in zip(measures, marks, strict=True)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _mark(name, measure, fall):
+    """Of a damage and a measure that fell by so much."""
+    if measure in damage.FALLS.get(name, ()):
+        return " ↓"
+    may = measure in damage.MAY_FALL.get(name, ())
+    return " (↓)" if may and fall > LEAKS.get(measure, KEPT) else ""
 
 
 def calibration_table(anchors, least):

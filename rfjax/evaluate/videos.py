@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image, ImageOps
 
 from rfjax import footage
 from rfjax.colour import lab
@@ -27,6 +28,7 @@ FLOW_SIDE, BLOCK, REACH = (
     16,
     6,
 )  # of the picture in which motion is found, its blocks, and the farthest shift
+LOOK = (128, 72)  # pixels of a frame on the contact sheet, in which videos of any shape lie whole
 PAIRS = 4  # pairs of neighbouring frames a second in which motion is found
 
 
@@ -42,23 +44,27 @@ def files(folder: str) -> list[Path]:
     return found
 
 
-def measure(path: Path) -> dict[str, np.ndarray]:
-    """{measure: float [S]} of a video's whole seconds, units in `UNITS`; UserError where it is damaged or under 2 · 5 s."""
+def measure(path: Path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """{measure: float [S]} of a video's whole seconds, units in `UNITS`, and their first frames, small: uint8 [h, w, 3] each.
+
+    UserError where it is damaged or under 2 · 5 s.
+    """
     size, fps = _shape(path)
     frames = max(2, round(fps))
-    rows, lightness, colours = [], [], []
+    rows, lightness, colours, looks = [], [], [], []
     for second in footage.clips(path, size, fps, frames):
         row, light, colour = _second(second, fps)
         rows.append(row)
         lightness.append(light)
         colours.append(colour)
+        looks.append(np.asarray(ImageOps.pad(Image.fromarray(second[0]), LOOK, color="white")))
     if len(rows) < 2 * WINDOW:
         raise UserError(f"{path} has {len(rows)} s; give videos of {2 * WINDOW} s or more.")
     found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     start = np.mean(colours[:WINDOW], 0)
     found["colour drift"] = np.linalg.norm(colours - start, axis=-1)
     found["flicker"] = _flicker(np.stack(lightness))
-    return {name: found[name] for name in UNITS}
+    return {name: found[name] for name in UNITS}, looks
 
 
 def _shape(path):

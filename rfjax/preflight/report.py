@@ -48,6 +48,8 @@ def _work(found: dict[str, Any], chip: Chip | None) -> None:
         if found.get(name):
             moved = f"  {words:28}{gib(int(found[name])):>12}"
             print(moved + (f"  {found[name] / chip.hbm:.3g} s at peak" if chip else ""))
+    if found.get("collectives") == {}:
+        print("  nothing is sent between chips")
     for kind, size in sorted(sent.items(), key=lambda item: -item[1]):
         print(f"  {kind:28}{gib(int(size)):>12}")
     if chip and sent:

@@ -124,12 +124,20 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
     against = next(iter(found.values()))["against"]
     done = {(name, seed) for name in here for seed in found[name]["seeds"]}
     wanted = done | set(rows.pairs(study))
-    found = {name: row | {"title": row["title"] + r" \*" * (name in others)} for name, row in found.items()}
+    few = _fewer(found)
+    found = {
+        name: row | {"title": row["title"] + r" \*" * (name in others) + " ¹" * (name in few)}
+        for name, row in found.items()
+    }
     parts = [
         f"{len(done)} of {len(wanted)} judged, each on {study.prompts} held-out captions × {study.seconds:g} s; "
         "mean ± standard error over training seeds and prompts.",
         r"\* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
+        f"¹ fewer training seeds than {ROWS[against].title}: the ratio is to the same seeds of it. Of one seed, errors and "
+        "intervals are over captions alone."
+        if few
+        else "",
         "" if against in found else _unjudged(against),
         "The paper's drift is the change of imaging quality, another measure: its order of the rows is what compares.",
         "Parts of the drift score, 0 as rendered … 1 another scene; moving, 0 frozen … 1:",
@@ -139,6 +147,13 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
         _hypothesis(found),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _fewer(found) -> set[str]:
+    """The rows with fewer seeds than the one that ratios are to."""
+    against = next(iter(found.values()))["against"]
+    most = len(found[against]["seeds"]) if against in found else 0
+    return {name for name, row in found.items() if len(row["seeds"]) < most}
 
 
 def _unjudged(against: str) -> str:
@@ -236,7 +251,11 @@ def publish(study: Study, others: Values | None = None, against: str = REFERENCE
 
 
 def _draw(study: Study, found: Scores, numbers, others: Collection[str] = ()) -> None:
-    scores = {row["title"] + " *" * (name in others): row["measures"][DRIFT] for name, row in numbers.items()}
+    few = _fewer(numbers)
+    scores = {
+        row["title"] + " *" * (name in others) + " ¹" * (name in few): row["measures"][DRIFT]
+        for name, row in numbers.items()
+    }
     drifts = {title: (one["mean"], one["error"], one["by seed"]) for title, one in scores.items()}
     label = f"drift score after {study.seconds:g} s, ± standard error; a dot is a training seed"
     draw.bars(drifts, label, study.workdir / "drift.png")
@@ -246,7 +265,7 @@ def _draw(study: Study, found: Scores, numbers, others: Collection[str] = ()) ->
         if names:
             draw.curves({ROWS[name].title: _curves(found[name]) for name in names}, study.workdir / file)
     world = config.build(shapes.World, work.settings(), "world")
-    times = np.linspace(0, study.seconds, generate.COLUMNS)
+    times = np.linspace(0, study.seconds, draw.COLUMNS)
     for index in range(min(study.prompts, generate.SHOWN)):
         caption = shapes.caption(shapes.sample_scene(index, 0, world, "held_out"))
         strips = {
