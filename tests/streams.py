@@ -129,6 +129,10 @@ def test_preflight_compiles_the_program_that_runs(settings, alone):
     whole = compiled.measure(
         programs.sampling(settings, placement.place(placement.Devices()), 2, "rolling"), ["window"]
     )
+    named = programs.sampling(settings, placement.place(placement.parse("decoder=1")), 2, "rolling")
+    apart = compiled.measure(named, ["window"])["window"]["elsewhere"]
+    decoder = sum(programs.shares(named["decoder"].args).values())  # lies on a device of its own
+    assert apart == whole["window"]["elsewhere"] - decoder
     params = sum(leaf.nbytes for leaf in jax.tree.leaves(alone.params["dit"]))
     carried, split = (found["window"]["arguments"] - params for found in (whole, told))
     assert split < 0.3 * carried  # a quarter, and the window over clips alone

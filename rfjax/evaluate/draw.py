@@ -71,7 +71,9 @@ def curves(groups, path: Path) -> None:
         panel.tick_params(labelsize=8)
     figure.supxlabel("second", fontsize=9)
     if len(groups) > 1:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower right", fontsize=9)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
+        )
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 

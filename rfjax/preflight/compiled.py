@@ -20,18 +20,21 @@ NO_BUFFER = {"parameter", "bitcast", "get-tuple-element", "constant", "after-all
 
 
 def measure(named: dict[str, Program], chosen: Collection[str]) -> dict[str, dict[str, Any]]:
-    """{program: figures of one device} of the chosen programs, in bytes, seconds and operations; on the first device of all.
+    """{program: figures of its first device} of the chosen programs, in bytes, seconds and operations.
 
-    "arguments", "outputs" (but for those that take an argument's place), "temporaries", "elsewhere": what else lies on the
-    device because another program needs it; "total"; "flops"; "accessed": what the compiler says is read and written, once where a
-    loop repeats it; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)]; "compile". Where the compiler refuses for want
-    of memory, "refused" says so, and only the first four, as far as known.
+    "arguments", "outputs" (but for those that take an argument's place), "temporaries", "elsewhere": what else lies on that
+    device because a program needs it there; "total"; "flops"; "accessed": what the compiler says is read and written, once where
+    a loop repeats it; "collectives" {kind: bytes}; "buffers" [(bytes, shape, where)]; "compile". Where the compiler refuses for
+    want of memory, "refused" says so, and only the first four, as far as known.
     """
-    lying = programs.resident(named)
     found = {}
     for name in chosen:
-        with jax.set_mesh(named[name].mesh):
-            found[name] = _measure(named[name], lying)
+        mesh = named[name].mesh
+        beside = {
+            other: one for other, one in named.items() if mesh.devices.flat[0] in set(one.mesh.devices.flat)
+        }
+        with jax.set_mesh(mesh):
+            found[name] = _measure(named[name], programs.resident(beside))
     return found
 
 
