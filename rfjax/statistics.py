@@ -13,6 +13,11 @@ class Ratio(NamedTuple):
     high: float
     below: float
 
+    @property
+    def text(self) -> str:
+        """Like 0.27 (0.19 … 0.35); "–" where it has no interval."""
+        return f"{self.value:.2f} ({self.low:.2f} … {self.high:.2f})" if np.isfinite(self.low) else "–"
+
 
 def mean_error(values):
     """Mean and its standard error over the last axis; NaN are left out: [..., N] → ([...], [...])."""
@@ -60,10 +65,13 @@ def bootstrap_ratio(scores, others, resamples=10_000, seed=0):
         scores, others: [seeds, prompts], the same seeds and prompts.
 
     Returns:
-        `Ratio`; its interval is between the 2.5 % and 97.5 % quantiles. With one seed it says nothing of training.
+        `Ratio`; its interval is between the 2.5 % and 97.5 % quantiles. With one seed it says nothing of training. All is NaN where
+        resamples of `others` have a mean of 0, as a few prompts without any drift may.
     """
     both = np.stack([scores, others]).astype(np.float64)
     means = bootstrap_means(both, resamples, seed)
+    if not np.all(means[:, 1] > 0):
+        return Ratio(*4 * [np.nan])
     ratios = means[:, 0] / means[:, 1]
     low, high = np.quantile(ratios, (0.025, 0.975))
     return Ratio(float(both[0].mean() / both[1].mean()), float(low), float(high), float((ratios < 1).mean()))

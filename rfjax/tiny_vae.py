@@ -26,6 +26,8 @@ class TinyVAEConfig:
     dtype: str = "float32"  # of parameters and activations when sampling
 
     def __post_init__(self):
+        for name in ("widths", "temporal_upsample"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         check_dtype(self.dtype)
 
 

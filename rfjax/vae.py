@@ -38,6 +38,8 @@ class VAEConfig:
     dtype: str = "float32"  # of parameters and activations when sampling
 
     def __post_init__(self):
+        for name in ("dim_mult", "temporal_downsample"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         check_dtype(self.dtype)
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise UserError(

@@ -92,6 +92,9 @@ def test_what_is_unexpected_is_marked(rows):
     wrong["frozen"]["right colour"] = 0.0
     assert truth.unexpected(wrong) == [("blurred", "edge"), ("frozen", "right colour")]
     assert truth.matrix_table(wrong).count("!") == 2 and "!" not in truth.matrix_table(rows)
+    told = {line.split("|")[1].strip(): line for line in truth.matrix_table(rows).splitlines()}
+    assert told["blurred"].count("(↓)") >= 1 and told["blurred"].count(" ↓") == len(damage.FALLS["blurred"])
+    assert "↓" not in told["rendered"] and "(" not in told["another background"]
 
 
 # ------------------------------------------------------------------------------------------------- a model's clips
@@ -180,6 +183,11 @@ def test_the_command_writes_its_folder(tmp_path, capsys, monkeypatch):
     figures = json.loads((out / "report.json").read_text())
     assert len(figures["rolling"]["clips"]) == 3
     assert figures["rolling"]["summary"]["right shape, last 5 s"]["mean"] == 1
+    drifts = [
+        [clip["change"]["score"] for clip in figures[name]["clips"]] for name in ("rolling", "self_forcing")
+    ]
+    ratio = figures["ratios to self_forcing"]["rolling"]
+    assert ratio["value"] == pytest.approx(np.mean(drifts[0]) / np.mean(drifts[1])) or np.mean(drifts[1]) == 0
     with Image.open(out / "sheet_2.png") as sheet:  # two rows, twelve columns
         assert sheet.width > 12 * 64 and sheet.height > 2 * 64
     assert not (out / "sheet_3.png").exists()
@@ -233,6 +241,13 @@ def test_report_counts_and_averages():
     assert {curve.shape for curve in report.curves(scores).values()} == {(4, 6)}
 
 
+@pytest.mark.parametrize(
+    ("words", "count"), [([], 64), (["--prompts", "held_out"], 64), (["--prompts", "3"], 3)]
+)
+def test_captions_are_asked_for_by_number_or_name(words, count):
+    assert command.parse(words).prompts == count
+
+
 # --------------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -248,6 +263,7 @@ def test_report_counts_and_averages():
             "--out takes a folder, and report.md is a file's name; give one such as report.",
         ),
         (["--damage"], "give --ground_truth N with it"),
+        (["--prompts", "many"], "argument --prompts"),
         (["--videos", ""], "There is no folder ''"),
         (["--seed", "-1"], "--seed must lie between 0"),
         (["--seed", str(2**32 - 1)], "--seed must lie between 0"),

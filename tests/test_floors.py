@@ -33,6 +33,11 @@ def imported_modules(tree: ast.Module) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("rfjax.")} & set(map(module, FILES))
 
 
+def test_the_floors_have_every_module_once():
+    named = [name.rstrip("/") for names in FLOORS for name in names.split()]
+    assert sorted(named) == sorted({module(file) for file in FILES} - {None, "__init__"})
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_look_down_and_pieces_stay_short(file):
     text = file.read_text()

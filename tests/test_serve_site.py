@@ -59,6 +59,19 @@ def test_origins_and_tokens_that_are_given():
 
 
 @pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "text/plain"),
+        ("text/plain; version=abc", "text/plain"),
+        ("application/openmetrics-text", "application/openmetrics-text"),
+    ],
+)
+def test_metrics_come_in_the_format_that_is_asked_for(shared, accept, kind):
+    status, headers, body = get(shared.port, "/metrics", {"Accept": accept})
+    assert status == 200 and headers["content-type"].startswith(kind) and b"rfjax_places 2" in body
+
+
+@pytest.mark.parametrize(
     "said", [b"", b"GET /stream HTTP/1.1\r\nUpgrade: webso", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET"]
 )
 def test_who_never_comes_to_an_end_is_dropped_and_others_are_not(monkeypatch, said):

@@ -55,6 +55,12 @@ def test_pairing_takes_out_what_both_methods_share():
     assert shuffled.low < 1.99 and shuffled.high > 2.01
 
 
+def test_there_is_no_ratio_to_what_may_be_nothing():
+    assert np.isnan(bootstrap_ratio([[1.0, 2.0]], [[0.0, 1.0]])).all()
+    assert bootstrap_ratio([[1.0, 2.0]], [[0.0, 1.0]]).text == "–"
+    assert bootstrap_ratio([[1.0, 2.0]], [[2.0, 4.0]]).text == "0.50 (0.50 … 0.50)"
+
+
 def test_the_same_seed_gives_the_same_interval():
     other = SCORES**2
     assert bootstrap_ratio(SCORES, other, 100, seed=3) == bootstrap_ratio(SCORES, other, 100, seed=3)

@@ -35,21 +35,19 @@ def measure(
     """
     with config.read_by("bench", settings):
         decoded, captions = args.decoder != "none", [settings.prompt] * args.samples
-    frames = {}
+    told: dict[str, Any] = {"schema": compare.SCHEMA, "version": compare.VERSION}
     if "first" in args.parts:  # before this process takes the device
+        told["first_frame"] = {}
         for name, figures in first.apart(argv):
-            frames[name] = figures
+            told["first_frame"][name] = figures
             print(f"first frame, {report.FIRST[name]}: {figures['total_s']:.1f} s", flush=True)
+            yield "first", told
     compilation.keep_programs(args.compile_cache)
     model = flags.load(args, settings)
-    told = {"schema": compare.SCHEMA, "version": compare.VERSION} | stamp.stamp(argv)
-    told |= {"run": conditions(args, settings), "config": settings.to_dict()}
+    told |= stamp.stamp(argv) | {"run": conditions(args, settings), "config": settings.to_dict()}
     reader = config.build(UMT5Config, settings, "umt5") if "umt5" in settings else None
     wanted = [name for name in args.parts if name in parts.PARTS]
     told["parts"] = {}
-    if frames:
-        told["first_frame"] = frames
-        yield "first", told
     if "stream" in args.parts:
         told["stream"] = stream.measure(model, captions, args.method, decoded, args.blocks, args.seconds)
         told["peak"] = stream.memory_peak()  # the stream's: what comes below draws large arrays of its own
@@ -61,8 +59,8 @@ def measure(
         print(f"{name}: {report.milliseconds(figures['median_s'])}", flush=True)
         yield name, told
     told["sent"] = parts.sent(model, captions, args.method)
-    if frames:
-        frames["warm"] = first.warm(model, captions, args.method, decoded)
+    if "first_frame" in told:
+        told["first_frame"]["warm"] = first.warm(model, captions, args.method, decoded)
     yield "sent", told
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rfjax.errors import UserError
 
-SCHEMA, VERSION = "rfjax.bench", 2
+SCHEMA, VERSION = "rfjax.bench", 3
 MEASURED = ("first_frame", "parts", "sent", "stream", "peak")  # sections of figures
 CONDITIONS = ("hardware", "versions", "commit", "run", "config")
 

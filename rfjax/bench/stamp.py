@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def stamp(argv: list[str]) -> dict[str, Any]:
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
         }
-        | {name: metadata.version(name) for name in ("flax", "qwix") if util.find_spec(name)}
+        | installed("flax", "qwix")
         | cudnn(),
         "hardware": hardware(),
     }
@@ -58,6 +58,11 @@ def hardware() -> dict[str, Any]:
         "cores": cores,
         "system": platform.platform(),
     }
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """{package: version} of those that are there."""
+    return {package.name: package.version for package in metadata.distributions() if package.name in packages}
 
 
 def cudnn() -> dict[str, str]:

@@ -122,7 +122,8 @@ def of_model(args):
     if len(methods) == 1:
         return told(methods)
     text, figures, lines = told(methods, f"{report.compared(methods)}\n\n")
-    return text, figures | {"ratios": report.ratios(methods)}, lines
+    ratios = {name: ratio._asdict() for name, ratio in report.ratios(methods).items()}
+    return text, figures | {f"ratios to {names[-1]}": ratios}, lines
 
 
 def told(methods, before=""):
@@ -168,7 +169,9 @@ def of_videos(args):
     length = min(map(len, looks.values()))
     if args.out:
         strips = {name: draw.strip(some[:length]) for name, some in looks.items()}
-        draw.sheet(strips, draw.spread(length), "how seconds of each begin", Path(args.out) / "sheet.png")
+        draw.sheet(
+            strips, draw.spread(length), "each video, at the seconds above", Path(args.out) / "sheet.png"
+        )
     series = {
         f"{name} ({unit})": [one[name] for one in found.values()] for name, unit in videos.UNITS.items()
     }

@@ -59,25 +59,21 @@ def score_table(scores):
 
 def compared(methods):
     """The drift scores of several methods, {name: scores}, in one table, and each one's ratio to the last, paired by clips."""
-    drifts = {name: [clip["change"]["score"] for clip in scores] for name, scores in methods.items()}
-    last = list(drifts)[-1]
-    lines = [f"| drift score | mean ± standard error over clips | ratio to {last} (95 %) |", "|---|---|---|"]
+    *_, last = methods
     found = ratios(methods)
-    for name, values in drifts.items():
-        ratio = "1" if name == last else "–"
-        if name in found:
-            ratio = "{value:.2f} ({low:.2f} … {high:.2f})".format(**found[name])
-        lines.append(f"| {name} | {_with_error(*mean_error(values), '.3f')} | {ratio} |")
+    lines = [f"| drift score | mean ± standard error over clips | ratio to {last} (95 %) |", "|---|---|---|"]
+    for name, scores in methods.items():
+        drifts = [clip["change"]["score"] for clip in scores]
+        ratio = found[name].text if name in found else "1"
+        lines.append(f"| {name} | {_with_error(*mean_error(drifts), '.3f')} | {ratio} |")
     return "\n".join(lines)
 
 
 def ratios(methods):
-    """{method: its mean drift score by the last method's, with its 95 % interval}, paired by clips; none to a drift of 0."""
+    """{method: `statistics.Ratio` of its mean drift score to the last method's}, paired by clips."""
     *names, last = methods
     drifts = {name: [[clip["change"]["score"] for clip in scores]] for name, scores in methods.items()}
-    if not np.mean(drifts[last]) > 0:
-        return {}
-    return {name: bootstrap_ratio(drifts[name], drifts[last])._asdict() | {"to": last} for name in names}
+    return {name: bootstrap_ratio(drifts[name], drifts[last]) for name in names}
 
 
 def _right_table(scores):

@@ -123,7 +123,10 @@ def _window(p: _Plan) -> int:
     block = roll.block_frames * prod(p.grid)  # tokens
     blocks = roll.num_steps if p.method == "rolling" else 1  # of the window
     window, past = blocks * block, (roll.span_blocks - 1) * block
-    in_the_open = attention.chosen(c.attention, p.platform, c.dtype, c.head_dim) == "xla"
+    asked = (
+        c.attention if p.platform in attention.BACKENDS[c.attention] else "auto"
+    )  # what it lacks cannot run there
+    in_the_open = attention.chosen(asked, p.platform, c.dtype, c.head_dim) == "xla"
 
     def kv(tokens: int) -> int:  # of all layers
         return 2 * c.num_layers * p.clips * tokens * c.dim * number

@@ -90,7 +90,10 @@ class Site:
         told.places.set(self.engine.live.limit)
         told.streams.set(self.engine.taken)
         told.viewers.set(len(self.viewers))
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            encode, kind = choose_encoder("")
         return Response(encode(told.registry), headers=HEADERS | {"Content-Type": kind})
 
     def _knows(self, shown: list[str]) -> bool:

@@ -7,6 +7,18 @@ import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
 prometheus_client.disable_created_metrics()  # the time at which each count began, which nobody asks for
+FIRST = (
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    20,
+    60,
+    180,
+)  # seconds: bounds of the histogram, of small worlds and of Wan's size
 
 
 class Metrics:
@@ -24,7 +36,9 @@ class Metrics:
         self.frames = count("frames", "Frames made for viewers.")
         self.dropped = count("frames_dropped", "Frames not sent because their viewer was too slow.")
         self.steps = times("step_seconds", "Time of a step of the batch.")
-        self.first_frames = times("first_frame_seconds", "Time from a start to its first frame.")
+        self.first_frames = times(
+            "first_frame_seconds", "Time from a start to its first frame.", buckets=FIRST
+        )
         # Labels are the protocol's words, never of a viewer's making.
         self.requests = count("requests", "Requests by type.", ["type"])
         self.refused = count("refused", "Requests and sockets that were refused, by reason.", ["reason"])

@@ -12,7 +12,7 @@ from rfjax import config, drift, shapes
 from rfjax.evaluate import draw, generate, keep, report
 from rfjax.files import replacing
 from rfjax.score import WINDOW
-from rfjax.statistics import bootstrap_ratio, crossed_error
+from rfjax.statistics import Ratio, bootstrap_ratio, crossed_error
 from rfjax.study import clips, rows, work
 from rfjax.study.clips import Values
 from rfjax.study.rows import REFERENCE, ROWS, Study
@@ -134,7 +134,7 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
         "mean ± standard error over training seeds and prompts.",
         r"\* judged elsewhere, with the same starts and captions" if others else "",
         _main_table(found),
-        f"¹ fewer training seeds than {ROWS[against].title}: the ratio is to the same seeds of it. Of one seed, errors and "
+        f"¹ the ratio is over the training seeds that the row and {ROWS[against].title} both have. Of one seed, errors and "
         "intervals are over captions alone."
         if few
         else "",
@@ -150,10 +150,14 @@ def text(study: Study, found: dict[str, dict[str, Any]], others: Collection[str]
 
 
 def _fewer(found) -> set[str]:
-    """The rows with fewer seeds than the one that ratios are to."""
+    """The rows whose ratio leaves out training seeds, their own or those of the row that it is to."""
     against = next(iter(found.values()))["against"]
-    most = len(found[against]["seeds"]) if against in found else 0
-    return {name for name, row in found.items() if len(row["seeds"]) < most}
+    theirs = len(found[against]["seeds"]) if against in found else 0
+    return {
+        name
+        for name, row in found.items()
+        if row["ratios"] and row["ratios"][DRIFT]["seeds"] < max(theirs, len(row["seeds"]))
+    }
 
 
 def _unjudged(against: str) -> str:
@@ -223,7 +227,7 @@ def _cell(one, scale: float = 1, form: str = ".3f") -> str:
 
 
 def _ratio(ratio) -> str:
-    return f"{ratio['value']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})" if ratio else "–"
+    return Ratio(ratio["value"], ratio["low"], ratio["high"], ratio["below"]).text if ratio else "–"
 
 
 def publish(study: Study, others: Values | None = None, against: str = REFERENCE) -> str:
