@@ -395,7 +395,7 @@ def test_the_table_is_what_naive_sums_give(place, monkeypatch, capsys):
     named = numbers["self_forcing"]["named"]
     assert [named["shape right, first 5 s"], named["shape right, last 5 s"]] == pytest.approx(shares)
     assert f"| Self Forcing as published | {100 * shares[0]:.0f} → {100 * shares[1]:.0f} |" in text
-    assert f"| Rolling Forcing | {both.mean():.3f} ± {error:.3f} | {sum(ours) / sum(theirs):.2f} (" in text
+    assert f"| Rolling Forcing ¹ | {both.mean():.3f} ± {error:.3f} | {sum(ours) / sum(theirs):.2f} (" in text
     assert "| ODE initialisation only | " in text and "4 of 5 judged" in text
 
 
