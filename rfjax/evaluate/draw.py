@@ -68,8 +68,8 @@ def curves(groups, path: Path) -> None:
                 second, mean - error, mean + error, alpha=0.2, color=line.get_color(), linewidth=0
             )
         panel.set_title(title, fontsize=9)
+        panel.set_xlabel("second", fontsize=8)
         panel.tick_params(labelsize=8)
-    figure.supxlabel("second", fontsize=9)
     if len(groups) > 1:
         figure.legend(
             *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
